@@ -1,0 +1,39 @@
+# Two targets do everything on a fresh machine with Python >= 3.11: `make train` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+WORKDIR ?= runs/se
+CONFIG ?= configs/digits.py:se
+
+.PHONY: train test test-all lint bench clean
+
+train: .venv/train.stamp
+	$(BIN)/python train.py --config=$(CONFIG) --workdir=$(WORKDIR)
+
+test: .venv/test.stamp lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-all: .venv/test.stamp lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/test.stamp
+	$(BIN)/python -m benchmarks
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flaxattn needs Python >= 3.11: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+
+.venv/train.stamp: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[train]"
+	touch $@
+
+.venv/test.stamp: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@ .venv/train.stamp
+
+clean:
+	rm -rf .venv .cache runs reports build *.egg-info

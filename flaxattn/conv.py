@@ -1,0 +1,93 @@
+"""The one convolution that every mechanism and network uses: torch's padding, nn.Conv's parameters."""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from flaxattn.errors import InputError
+
+Initializer = Callable[..., Array]
+
+# torch draws the weights of nn.Conv2d and nn.Linear from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+torch_default: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+kaiming_fan_out: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Conv(nn.Module):
+    """Convolution over (N, *spatial, C) with torch's symmetric padding.
+
+    With one to three spatial axes. Integers stand for the same number along every axis.
+    `padding=None` keeps the size at stride 1: dilation * (kernel_size - 1) / 2 on both sides, as
+    torch code writes it; JAX's "SAME" pads strided maps on one side only and shifts them.
+
+    Parameters are those of `flax.linen.Conv`: kernel (*kernel_size, C / groups, features) and
+    bias (features,). Biases start at zero, where torch draws U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+
+    Raises InputError for an even kernel without explicit padding (no symmetric padding keeps the
+    size) and for channels that the groups do not divide.
+    """
+
+    features: int
+    kernel_size: int | Sequence[int] = 1
+    strides: int | Sequence[int] = 1
+    padding: int | Sequence[int] | None = None
+    dilation: int | Sequence[int] = 1
+    groups: int = 1
+    use_bias: bool = True
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = torch_default
+    bias_init: Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        spatial = x.ndim - 2
+        kernel_size = _per_axis(self.kernel_size, spatial)
+        dilation = _per_axis(self.dilation, spatial)
+        if self.padding is not None:
+            padding = _per_axis(self.padding, spatial)
+        else:
+            for size in kernel_size:
+                require_odd(size)
+            padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel_size, dilation, strict=True))
+        if x.shape[-1] % self.groups or self.features % self.groups:
+            raise InputError(
+                f"groups={self.groups} must divide both the {x.shape[-1]} input channels and the "
+                f"{self.features} features: choose a common divisor."
+            )
+        kernel_shape = (*kernel_size, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, kernel_shape, self.param_dtype)
+        bias = (
+            self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+            if self.use_bias
+            else None
+        )
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        axes = "DHW"[-spatial:]
+        y = lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=_per_axis(self.strides, spatial),
+            padding=[(p, p) for p in padding],
+            rhs_dilation=dilation,
+            dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
+            feature_group_count=self.groups,
+        )
+        return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def require_odd(kernel_size: int) -> int:
+    """`kernel_size` itself, or InputError if it is even or below one."""
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise InputError(
+            f"kernel_size={kernel_size} cannot keep the size of a map with equal padding on both "
+            f"sides: use an odd one, such as {max(kernel_size - 1, 1)} or {kernel_size + 1}."
+        )
+    return kernel_size
+
+
+def _per_axis(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    return (value,) * axes if isinstance(value, int) else tuple(value)

@@ -1,0 +1,76 @@
+"""Batch normalisation with torch's running statistics."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from flaxattn.conv import Initializer
+from flaxattn.errors import InputError
+from flaxattn.precision import at_least_float32
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last (Ioffe and Szegedy 2015, arXiv:1502.03167).
+
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias; with `train` mean and var are those of the
+    batch and the running statistics move by (1 - momentum), else the running ones are used.
+
+    Differs from `flax.linen.BatchNorm` where torch does: the running variance takes the unbiased
+    variance of the batch (n / (n - 1)), momentum defaults to 0.9 (torch's 0.1), and a batch with
+    one value per channel is refused in train mode, for its normalised value is 0 whatever x is.
+    The variance is taken about the mean, in float32 or wider, so a large mean costs no digits.
+
+    Under `jit` over a sharded batch the statistics are those of the global batch.
+
+    Parameters: scale, bias (C,); batch_stats: mean, var (C,). Answers in x's dtype, or `dtype`.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    scale_init: Initializer = nn.initializers.ones
+    bias_init: Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", self.scale_init, shape, self.param_dtype)
+        bias = self.param("bias", self.bias_init, shape, self.param_dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, self.param_dtype)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, self.param_dtype)
+
+        wide = at_least_float32(x.dtype)
+        out_dtype = self.dtype or x.dtype
+        x = x.astype(wide)
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            count = x.size // x.shape[-1]
+            if count < 2:
+                raise InputError(
+                    f"batch normalisation in train mode needs more than one value per channel, "
+                    f"and an input of shape {x.shape} has one: use a larger batch or map, or "
+                    f"train=False."
+                )
+            mean = jnp.mean(x, axes)
+            centred = x - _row(mean, x.ndim)
+            var = jnp.mean(jnp.square(centred), axes)
+            if not self.is_initializing():
+                running_mean.value = self._moved(running_mean.value, mean)
+                running_var.value = self._moved(running_var.value, var * (count / (count - 1)))
+        else:
+            var = running_var.value.astype(wide)
+            centred = x - _row(running_mean.value.astype(wide), x.ndim)
+        factor = jax.lax.rsqrt(var + self.epsilon) * scale.astype(wide)
+        y = centred * _row(factor, x.ndim) + _row(bias.astype(wide), x.ndim)
+        return y.astype(out_dtype)
+
+    def _moved(self, running: Array, batch: Array) -> Array:
+        batch = jax.lax.stop_gradient(batch).astype(running.dtype)
+        return self.momentum * running + (1 - self.momentum) * batch
+
+
+def _row(vector: Array, ndim: int) -> Array:
+    return vector.reshape((1,) * (ndim - 1) + (-1,))

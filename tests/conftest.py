@@ -1,0 +1,63 @@
+"""Strict by default: eight CPU devices, warnings are errors, no implicit promotion, no network."""
+
+import os
+import socket
+from collections import defaultdict
+from pathlib import Path
+
+CACHE = Path(__file__).parent.parent / ".cache" / "jax"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+
+PARITY_REPORT = Path(__file__).parent.parent / "reports" / "parity.md"
+
+
+@pytest.fixture(autouse=True)
+def only_loopback(monkeypatch):
+    """Nothing but this machine is ever contacted."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            host = address[0]
+            if host not in ("127.0.0.1", "::1", "localhost"):
+                raise AssertionError(f"a test tried to reach {host}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The largest error of each mechanism against its PyTorch references, as one table."""
+    largest = defaultdict(float)
+    bounds = {}
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, value in report.user_properties:
+            if name == "parity":
+                mechanism, quantity, error, bound = value
+                largest[mechanism, quantity] = max(largest[mechanism, quantity], error)
+                bounds[quantity] = bound
+    if not largest:
+        return
+    quantities = sorted(bounds)
+    lines = [
+        "| mechanism | " + " | ".join(f"{q} (≤ {bounds[q]:g})" for q in quantities) + " |",
+        "|---|" + "---|" * len(quantities),
+    ]
+    for mechanism in sorted({m for m, _ in largest}):
+        cells = [
+            f"{largest[mechanism, q]:.1e}" if (mechanism, q) in largest else "" for q in quantities
+        ]
+        lines.append(f"| {mechanism} | " + " | ".join(cells) + " |")
+    terminalreporter.section("largest error against PyTorch, relative to the largest value")
+    for line in lines:
+        terminalreporter.line(line)
+    PARITY_REPORT.parent.mkdir(exist_ok=True)
+    PARITY_REPORT.write_text("\n".join(lines) + "\n")
