@@ -1,4 +1,4 @@
-"""The one convolution that every mechanism and network uses: torch's padding, nn.Conv's parameters."""
+"""The one convolution of the library: padding as in torch, parameters as in flax.linen.Conv."""
 
 from collections.abc import Callable, Sequence
 

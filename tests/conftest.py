@@ -14,7 +14,7 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import pytest
+import pytest  # noqa: E402  (JAX reads its environment when a test module imports it)
 
 PARITY_REPORT = Path(__file__).parent.parent / "reports" / "parity.md"
 
