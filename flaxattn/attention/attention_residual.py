@@ -1,0 +1,70 @@
+"""Article 3's attention residual block."""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from flaxattn.attention.dual_attention import DualAttention
+from flaxattn.conv import Conv, Initializer, torch_default
+
+
+class AttentionResidual(nn.Module):
+    """Attention residual block: x plus a convolution of x under dual attention.
+
+        y = x + conv3x3(attn(x))
+
+    Article 3's AttnResBlock; it has no paper, normalisation or activation. It keeps the size and
+    the channels, so it can follow any block, but replace none that changes either.
+
+    (N, H, W, C) -> (N, H, W, C) in x's dtype; the convolution computes in `dtype` or x's.
+    Parameters: attn, a DualAttention; conv kernel (3, 3, C, C) and bias.
+    Its gates are sown by `attn`.
+
+    Fields:
+        reduction: of the channel gate. The article takes this argument and ignores it, so its
+            weights always have the default 8.
+
+    Deviation: biases start at zero, where torch draws them from
+    U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+
+    Raises InputError where `reduction` leaves no channel.
+    """
+
+    reduction: int = 8
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = torch_default
+    bias_init: Initializer = nn.initializers.zeros
+
+    role: ClassVar[str] = "context"
+    variants: ClassVar[tuple[str, ...]] = ("article_s3",)
+    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"articles": ()}
+
+    @classmethod
+    def article_s3(cls, **fields) -> "AttentionResidual":
+        """Article 3's AttnResBlock; the default."""
+        return cls(**fields)
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        attn = DualAttention(
+            reduction=self.reduction,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            name="attn",
+        )
+        conv = Conv(
+            x.shape[-1],
+            kernel_size=3,
+            dtype=self.dtype or x.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            name="conv",
+        )
+        return x + conv(attn(x, train)).astype(x.dtype)

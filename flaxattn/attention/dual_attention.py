@@ -1,0 +1,116 @@
+"""Article 3's dual attention: a channel gate and a spatial gate side by side."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from flaxattn.attention.pooling import average_pool, rescale
+from flaxattn.attention.width import reduced_features
+from flaxattn.conv import Conv, Initializer, torch_default
+from flaxattn.errors import InputError
+from flaxattn.precision import at_least_float32
+
+
+class DualAttention(nn.Module):
+    """Dual attention: x times a gate per channel and a gate per position, both read from x itself.
+
+        s_c  = gate(W2 activation(W1 mean_hw x))    one factor a channel
+        s_hw = gate(w . x_hw)                       one factor a position
+        y    = dropout(x * s_c * s_hw)
+
+    Article 3 calls it SCA-CNN, after Chen, Zhang, Xiao, Nie, Shao, Liu, Chua, "SCA-CNN: Spatial and
+    Channel-wise Attention in Convolutional Networks for Image Captioning", CVPR 2017,
+    arXiv:1611.05594. It is not that: the paper's gates are softmaxes, conditioned on a decoder,
+    and the spatial one reads the map that the channel one has rescaled.
+
+    (N, H, W, C) -> (N, H, W, C) in x's dtype; the gates are computed in float32 or wider, but for
+    the convolution to one channel, which computes in `dtype` or x's.
+    Parameters: channel_att_1 kernel (1, 1, C, h), channel_att_3 kernel (1, 1, h, C), spatial_att_0
+    kernel (1, 1, C, 1), and their biases.
+    Sows both gates: {"channel": (N, C), "spatial": (N, H, W, 1)}.
+
+    Fields:
+        reduction: C / h; h is rounded down.
+        activation: between the two channel layers.
+        gate: maps logits to factors, in both paths.
+        drop_rate: with `train`, the probability of zeroing a whole channel of a sample; the others
+            are scaled by 1 / (1 - drop_rate), as torch's Dropout2d does. Needs an rng "dropout".
+        spatial_kernel_init: of the convolution to one channel, apart from `kernel_init`: article 3
+            draws every kernel from N(0, 2 / fan_out), and this one's fan_out is 1, whatever C is.
+            At 512 channels 97 % of its gates then lie within 0.01 of 0 or 1, where no gradient
+            passes. Set both initialisers to `kaiming_fan_out` for the article's scheme.
+
+    Deviations: LiteDualAttention has no forward in the article; `lite` has DualAttention's. Biases
+    start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+
+    Raises InputError where `reduction` leaves no channel, and for a `drop_rate` outside [0, 1].
+    """
+
+    reduction: int = 8
+    activation: Callable[[Array], Array] = jax.nn.relu
+    gate: Callable[[Array], Array] = jax.nn.sigmoid
+    drop_rate: float = 0.0
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = torch_default
+    spatial_kernel_init: Initializer = torch_default
+    bias_init: Initializer = nn.initializers.zeros
+
+    role: ClassVar[str] = "recalibrate"
+    variants: ClassVar[tuple[str, ...]] = ("article_s3", "article_s3_dropout", "lite")
+    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"articles": ()}
+
+    @classmethod
+    def article_s3(cls, **fields) -> "DualAttention":
+        """Article 3's DualAttention; the default."""
+        return cls(**fields)
+
+    @classmethod
+    def article_s3_dropout(cls, **fields) -> "DualAttention":
+        """Article 3's DualAttention with its attention dropout."""
+        return cls(**{"drop_rate": 0.1, **fields})
+
+    @classmethod
+    def lite(cls, **fields) -> "DualAttention":
+        """Article 3's LiteDualAttention, for mobile networks."""
+        return cls(
+            **{
+                "reduction": 16,
+                "activation": jax.nn.hard_swish,
+                "gate": jax.nn.hard_sigmoid,
+                **fields,
+            }
+        )
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        if not 0 <= self.drop_rate <= 1:
+            raise InputError(f"drop_rate={self.drop_rate} is no probability: use 0 to 1.")
+        features = x.shape[-1]
+        hidden = reduced_features(features, self.reduction)
+        dtype = self.dtype or x.dtype
+        wide = at_least_float32(dtype)
+
+        def conv(features: int, dtype: DTypeLike, kernel_init: Initializer, name: str) -> Conv:
+            return Conv(
+                features,
+                dtype=dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=kernel_init,
+                bias_init=self.bias_init,
+                name=name,
+            )
+
+        z = average_pool(x)[:, None, None, :]
+        z = self.activation(conv(hidden, wide, self.kernel_init, "channel_att_1")(z))
+        channel = self.gate(conv(features, wide, self.kernel_init, "channel_att_3")(z))[:, 0, 0, :]
+        logit = conv(1, dtype, self.spatial_kernel_init, "spatial_att_0")(x)
+        spatial = self.gate(logit.astype(wide))
+        self.sow("intermediates", "attention", {"channel": channel, "spatial": spatial})
+        y = rescale(x, channel, spatial)
+        return nn.Dropout(self.drop_rate, broadcast_dims=(1, 2))(y, deterministic=not train)

@@ -1,0 +1,125 @@
+"""Self-attention over all positions of a map, as in SAGAN."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from flaxattn.attention.width import reduced_features
+from flaxattn.conv import Conv, Initializer, torch_default
+from flaxattn.errors import InputError
+from flaxattn.precision import at_least_float32
+
+
+class SelfAttention(nn.Module):
+    """Self-attention: each position adds a mean of all positions' values, weighted by likeness.
+
+        s_ij  = (Wf x_i) . (Wg x_j)             the paper's f, g are query and key here
+        a_ij  = exp(s_ij) / sum_k exp(s_ik)     (Eq. 1)
+        y_i   = gamma * sum_j a_ij Wh x_j + x_i (Eq. 2, 3)
+
+    There is no 1 / sqrt(d), and gamma starts at zero: at first the layer is the identity.
+
+    Zhang, Goodfellow, Metaxas, Odena, "Self-Attention Generative Adversarial Networks", ICML 2019,
+    arXiv:1805.08318; the position attention of DANet (arXiv:1809.02983) is the same function.
+
+    (N, H, W, C) -> (N, H, W, C) in x's dtype; the projections compute in `dtype` or x's, the
+    softmax in float32 or wider. Parameters: gamma (1,); query_conv and key_conv kernels
+    (1, 1, C, C / reduction), value_conv kernel (1, 1, C, C), and their biases.
+    Sows the map (N, HW, HW): row i holds the weights a_i of position i, and sums to one.
+
+    Fields:
+        reduction: C / width of queries and keys, which is rounded down.
+        query_chunk: positions whose weights exist at one time. None takes all HW of them, so
+            memory grows with (HW)^2; an integer makes it grow with HW * query_chunk, in the
+            gradients too, which compute each chunk's weights anew. The values are the same. It
+            need not divide HW. Where the map is asked for, it takes its N * (HW)^2 all the same.
+
+    Deviations: the paper's code pools keys and values by two, gives values half the channels and
+    normalises the weights spectrally; this is article 1's layer, which does none of it. Biases
+    start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+
+    Raises InputError where `reduction` leaves no channel, and for a `query_chunk` below one.
+    """
+
+    reduction: int = 8
+    query_chunk: int | None = None
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = torch_default
+    bias_init: Initializer = nn.initializers.zeros
+
+    role: ClassVar[str] = "context"
+    variants: ClassVar[tuple[str, ...]] = ("article_s1",)
+    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"articles": ()}
+
+    @classmethod
+    def article_s1(cls, **fields) -> "SelfAttention":
+        """Article 1's SelfAttention; the default."""
+        return cls(**fields)
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        if self.query_chunk is not None and self.query_chunk < 1:
+            raise InputError(
+                f"query_chunk={self.query_chunk} is below one: use 1 to H * W positions, or None "
+                f"for all at once."
+            )
+        batch, height, width, features = x.shape
+        positions = height * width
+        hidden = reduced_features(features, self.reduction)
+        dtype = self.dtype or x.dtype
+
+        def project(features: int, name: str) -> Array:
+            conv = Conv(
+                features,
+                dtype=dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=self.kernel_init,
+                bias_init=self.bias_init,
+                name=name,
+            )
+            return conv(x).reshape(batch, positions, features)
+
+        query = project(hidden, "query_conv")
+        key = project(hidden, "key_conv")
+        value = project(features, "value_conv")
+        gamma = self.param("gamma", nn.initializers.zeros, (1,), self.param_dtype)
+
+        if self.query_chunk is None or self.is_mutable_collection("intermediates"):
+            attention = attention_weights(query, key)
+            self.sow("intermediates", "attention", attention)
+            context = weighted_values(attention, value)
+        else:
+
+            @jax.checkpoint
+            def attend(query: Array) -> Array:
+                return weighted_values(attention_weights(query, key), value)
+
+            by_position = lax.map(
+                attend, query.transpose(1, 0, 2), batch_size=min(self.query_chunk, positions)
+            )
+            context = by_position.transpose(1, 0, 2)
+        context = gamma[0].astype(context.dtype) * context
+        return x + context.reshape(x.shape).astype(x.dtype)
+
+
+def attention_weights(query: Array, key: Array) -> Array:
+    """Eq. 1: queries (N, ..., d) against keys (N, HW, d) -> (N, ..., HW), float32 or wider."""
+    energy = jnp.einsum(
+        "n...d,nkd->n...k", query, key, preferred_element_type=at_least_float32(query.dtype)
+    )
+    return jax.nn.softmax(energy)
+
+
+def weighted_values(attention: Array, value: Array) -> Array:
+    """Eq. 2: weights (N, ..., HW) over values (N, HW, C) -> (N, ..., C), float32 or wider."""
+    return jnp.einsum(
+        "n...k,nkc->n...c",
+        attention.astype(value.dtype),
+        value,
+        preferred_element_type=attention.dtype,
+    )
