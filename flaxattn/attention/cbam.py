@@ -1,0 +1,133 @@
+"""CBAM: channel attention, then spatial attention."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import ClassVar
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from flaxattn.attention.channel_attention import ChannelAttention
+from flaxattn.attention.spatial_attention import SpatialAttention
+from flaxattn.conv import Initializer, torch_default
+from flaxattn.norm import BatchNorm
+
+
+class CBAM(nn.Module):
+    """Convolutional block attention module: which channels matter, then which positions.
+
+        x' = x  * sigmoid(mlp(mean_hw x) + mlp(max_hw x))       (Eq. 2)
+        y  = x' * sigmoid(conv_k([mean_c x'; max_c x']))        (Eq. 3)
+
+    Woo, Park, Lee, Kweon, "CBAM: Convolutional Block Attention Module", ECCV 2018,
+    arXiv:1807.06521.
+
+    (N, H, W, C) -> (N, H, W, C) in x's dtype; both gates are computed in float32 or wider.
+    Parameters: those of ChannelAttention under `channel`, of SpatialAttention under `spatial`.
+
+    The defaults are the paper's equations as they stand, which are also article 0's: no biases and
+    no normalisation. The paper's results were obtained with `official()`:
+
+        | variant    | MLP biases | hidden width | spatial convolution      | pools at its input |
+        |------------|------------|--------------|--------------------------|--------------------|
+        | article_s0 | no         | floor(C / r) | 7x7                      | mean, max          |
+        | article_s2 | yes        | floor(C / r) | 3x3, bias                | mean, max          |
+        | official   | yes        | floor(C / r) | 7x7, BatchNorm, m = 0.99 | max, mean          |
+        | timm       | no         | round(C / r) | 7x7, BatchNorm, m = 0.9  | mean, max          |
+
+    Fields:
+        reduction: C over the hidden width of the MLP.
+        kernel_size: k of the spatial convolution, odd.
+        use_bias: biases in the MLP.
+        spatial_bias: a bias in the spatial convolution.
+        divisor: if given, the hidden width is C / reduction rounded to a multiple of it.
+        pools: of the channel half: "avg", "max", and the authors' code's "lp" and "lse".
+        spatial_pools: of the spatial half, in the order of the convolution's input channels.
+        dtype: of the gates' arithmetic, if wider than float32.
+        norm: what normalises the spatial logits, such as BatchNorm, or None. The authors' ResNet
+            starts its scale at 0, so that every position begins with the gate 1/2:
+            norm=partial(BatchNorm, momentum=0.99, scale_init=nn.initializers.zeros).
+
+    Without the spatial half (the authors' no_spatial) use ChannelAttention.
+
+    Deviations and errors: see the two halves.
+    """
+
+    reduction: int = 16
+    kernel_size: int = 7
+    use_bias: bool = False
+    spatial_bias: bool = False
+    divisor: int | None = None
+    pools: Sequence[str] = ("avg", "max")
+    spatial_pools: Sequence[str] = ("avg", "max")
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = torch_default
+    bias_init: Initializer = nn.initializers.zeros
+    norm: Callable[..., nn.Module] | None = None
+
+    role: ClassVar[str] = "recalibrate"
+    variants: ClassVar[tuple[str, ...]] = ("article_s0", "article_s2", "official", "timm")
+    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        "article_s0": (("ca", "channel"), ("sa.conv1", "spatial.conv")),
+        "article_s2": (
+            ("fc1", "channel.fc1"),
+            ("fc2", "channel.fc2"),
+            ("conv_after_concat", "spatial.conv"),
+        ),
+        "official": (
+            ("ChannelGate.mlp.1", "channel.fc1", "linear"),
+            ("ChannelGate.mlp.3", "channel.fc2", "linear"),
+            ("SpatialGate.spatial.conv", "spatial.conv"),
+            ("SpatialGate.spatial.bn", "spatial.bn"),
+        ),
+        "timm": (("spatial.conv.conv", "spatial.conv"), ("spatial.conv.bn", "spatial.bn")),
+    }
+
+    @classmethod
+    def article_s0(cls, **fields) -> "CBAM":
+        """Article 0's CBAM: the paper's equations; the default."""
+        return cls(**fields)
+
+    @classmethod
+    def article_s2(cls, **fields) -> "CBAM":
+        """Article 2's CbamNet: biases everywhere and a 3x3 spatial convolution."""
+        return cls(**{"kernel_size": 3, "use_bias": True, "spatial_bias": True, **fields})
+
+    @classmethod
+    def official(cls, **fields) -> "CBAM":
+        """The authors' code, which trained the paper's networks."""
+        norm = partial(BatchNorm, momentum=0.99)
+        return cls(**{"use_bias": True, "spatial_pools": ("max", "avg"), "norm": norm, **fields})
+
+    @classmethod
+    def timm(cls, **fields) -> "CBAM":
+        """timm's CbamModule."""
+        return cls(**{"divisor": 1, "norm": BatchNorm, **fields})
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        x = ChannelAttention(
+            reduction=self.reduction,
+            use_bias=self.use_bias,
+            divisor=self.divisor,
+            pools=self.pools,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            name="channel",
+        )(x, train)
+        return SpatialAttention(
+            kernel_size=self.kernel_size,
+            use_bias=self.spatial_bias,
+            pools=self.spatial_pools,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            norm=self.norm,
+            name="spatial",
+        )(x, train)

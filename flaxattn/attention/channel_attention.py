@@ -1,0 +1,136 @@
+"""The channel half of CBAM."""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from flaxattn.attention.pooling import average_pool, max_pool, rescale
+from flaxattn.attention.width import reduced_features
+from flaxattn.conv import Conv, Initializer, torch_default
+from flaxattn.errors import InputError, unknown
+from flaxattn.precision import at_least_float32
+
+
+def l2_pool(x: Array) -> Array:
+    """Euclidean norm over the map: (N, H, W, C) -> (N, C), float32 or wider.
+
+    Its gradient is 0 for a channel that is 0 everywhere, where torch's lp_pool2d answers NaN.
+    """
+    squares = jnp.sum(jnp.square(x.astype(at_least_float32(x.dtype))), axis=(1, 2))
+    dead = squares == 0
+    return jnp.where(dead, 0.0, jnp.sqrt(jnp.where(dead, 1.0, squares)))
+
+
+def log_sum_exp_pool(x: Array) -> Array:
+    """log sum exp over the map: (N, H, W, C) -> (N, C), float32 or wider."""
+    return jax.nn.logsumexp(x.astype(at_least_float32(x.dtype)), axis=(1, 2))
+
+
+POOLS: dict[str, Callable[[Array], Array]] = {
+    "avg": average_pool,
+    "max": max_pool,
+    "lp": l2_pool,
+    "lse": log_sum_exp_pool,
+}
+OUTPUTS = ("scaled", "gate")
+
+
+class ChannelAttention(nn.Module):
+    """CBAM's channel attention: a gate from the averages and maxima of all channels.
+
+        s = sigmoid(mlp(mean_hw x) + mlp(max_hw x)),  mlp(z) = W2 relu(W1 z)     (Eq. 2)
+        y = s * x
+
+    Woo, Park, Lee, Kweon, "CBAM: Convolutional Block Attention Module", ECCV 2018,
+    arXiv:1807.06521.
+
+    (N, H, W, C) -> (N, H, W, C), or the gate (N, 1, 1, C), in x's dtype; the gate is computed in
+    float32 or wider. Parameters: fc1 kernel (1, 1, C, h), fc2 kernel (1, 1, h, C), and their
+    biases.
+
+    Fields:
+        reduction: C / h; h is rounded down.
+        use_bias: biases in both layers, as in the authors' code; the paper writes none.
+        divisor: if given, h is C / reduction rounded to a multiple of it, at least one multiple.
+        pools: which statistics pass through the shared MLP and are summed, of "avg", "max", "lp"
+            (Euclidean norm) and "lse" (log-sum-exp); the last two are in the authors' code only.
+        output: "scaled" for y, "gate" for s.
+        dtype: of the gate's arithmetic, if wider than float32.
+
+    Deviations: biases start at zero, where torch draws them from U(-1/sqrt(fan_in),
+    1/sqrt(fan_in)). Where several positions hold the maximum they share its gradient evenly, as in
+    timm's amax; torch's AdaptiveMaxPool2d gives it all to one of them.
+
+    Raises InputError where `reduction` leaves no channel and for unknown pools and outputs.
+    """
+
+    reduction: int = 16
+    use_bias: bool = False
+    divisor: int | None = None
+    pools: Sequence[str] = ("avg", "max")
+    output: str = "scaled"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = torch_default
+    bias_init: Initializer = nn.initializers.zeros
+
+    role: ClassVar[str] = "recalibrate"
+    variants: ClassVar[tuple[str, ...]] = ("article_s0", "official", "timm")
+    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        "article_s0": (),
+        "official": (("mlp.1", "fc1", "linear"), ("mlp.3", "fc2", "linear")),
+        "timm": (),
+    }
+
+    @classmethod
+    def article_s0(cls, **fields) -> "ChannelAttention":
+        """Article 0's ChannelAttention: answers the gate."""
+        return cls(**{"output": "gate", **fields})
+
+    @classmethod
+    def official(cls, **fields) -> "ChannelAttention":
+        """The authors' ChannelGate: biases."""
+        return cls(**{"use_bias": True, **fields})
+
+    @classmethod
+    def timm(cls, **fields) -> "ChannelAttention":
+        """timm's ChannelAttn: no biases; the hidden width is rounded to the nearest, at least 1."""
+        return cls(**{"divisor": 1, **fields})
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        if self.output not in OUTPUTS:
+            raise unknown("output", self.output, OUTPUTS)
+        if not self.pools:
+            raise InputError(f"pools=() leaves nothing to pool: name some of {', '.join(POOLS)}.")
+        for pool in self.pools:
+            if pool not in POOLS:
+                raise unknown("pool", pool, POOLS)
+        features = x.shape[-1]
+        hidden = reduced_features(features, self.reduction, divisor=self.divisor)
+        dtype = at_least_float32(self.dtype or x.dtype)
+
+        def fc(features: int, name: str) -> Conv:
+            return Conv(
+                features,
+                use_bias=self.use_bias,
+                dtype=dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=self.kernel_init,
+                bias_init=self.bias_init,
+                name=name,
+            )
+
+        # One row for each pool: the shared MLP sees them all at once.
+        z = jnp.stack([POOLS[pool](x) for pool in self.pools], axis=1)[:, :, None, :]
+        s = fc(features, "fc2")(jax.nn.relu(fc(hidden, "fc1")(z)))
+        gate = jax.nn.sigmoid(jnp.sum(s, axis=(1, 2)))
+        self.sow("intermediates", "attention", gate)
+        if self.output == "gate":
+            return gate[:, None, None, :].astype(x.dtype)
+        return rescale(x, gate)

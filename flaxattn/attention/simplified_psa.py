@@ -1,0 +1,112 @@
+"""Article 0's simplification of PSANet, as written and repaired."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from flaxattn.conv import Conv, Initializer, torch_default
+from flaxattn.errors import InputError, unknown
+from flaxattn.precision import at_least_float32
+
+REPAIRS = ("gather", "mix")
+
+
+class SimplifiedPSA(nn.Module):
+    """Collect and distribute without a point-to-point mask; answers `features` channels.
+
+    After article 0's PSAModule, which it presents as a simplified PSANet (Zhao, Zhang, Liu, Shi,
+    Loy, Lin, Jia, "PSANet: Point-wise Spatial Attention Network for Scene Parsing", ECCV 2018).
+    With F = conv_reduce(x) as (features, H*W):
+
+        P = softmax over positions of collect(F)
+        Q = softmax over channels of distribute(F)
+        "gather": y = F + (F P^T) Q          (ours) each row of P gathers a descriptor of the map,
+                                             each position receives its own mixture of them
+        "mix":    y = F + (P Q^T) F          (ours) the article's matrix mixes the channels
+        None:     y = F + view(P Q^T)        the article: a (features, features) matrix read as if
+                                             it were (features, H, W)
+
+    The article's form works only where H*W equals features, and reads the second channel index as
+    a position even there. Both repairs take any map, have the article's parameters and load its
+    weights. None of the three is PSANet. "gather" is the default: it keeps both softmaxes' axes
+    and is, up to the convolutions, double attention (Chen, Kalantidis, Li, Yan, Feng, "A^2-Nets",
+    NeurIPS 2018, arXiv:1810.11579).
+
+    (N, H, W, C) -> (N, H, W, features) in x's dtype; softmaxes and what follows them in float32 or
+    wider. Sows P as (N, H, W, features). Parameters: conv_reduce kernel (1, 1, C, features),
+    collect and distribute kernels (1, 1, features, features), and their biases.
+
+    Fields:
+        features: channels of the answer.
+        repair: "gather", "mix" or None.
+        dtype: of the convolutions; x's own if None.
+
+    Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+
+    Raises InputError for repair=None on a map of other than `features` positions and for an unknown
+    repair.
+    """
+
+    features: int
+    repair: str | None = "gather"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = torch_default
+    bias_init: Initializer = nn.initializers.zeros
+
+    role: ClassVar[str] = "head"
+    variants: ClassVar[tuple[str, ...]] = ("article_s0",)
+    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"articles": ()}
+
+    @classmethod
+    def article_s0(cls, features: int, **fields) -> "SimplifiedPSA":
+        """Article 0's PSAModule as written, only for maps of `features` positions."""
+        return cls(features, **{"repair": None, **fields})
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        if self.repair is not None and self.repair not in REPAIRS:
+            raise unknown("repair", self.repair, REPAIRS)
+        batch, height, width, _ = x.shape
+        if self.repair is None and height * width != self.features:
+            raise InputError(
+                f"repair=None works only on maps of features={self.features} positions, and "
+                f"{height}x{width} has {height * width}: use repair='gather' or 'mix', which take "
+                f"any map and the same weights."
+            )
+        wide = at_least_float32(self.dtype or x.dtype)
+
+        def conv(name: str) -> Conv:
+            return Conv(
+                self.features,
+                dtype=self.dtype or x.dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=self.kernel_init,
+                bias_init=self.bias_init,
+                name=name,
+            )
+
+        def by_position(maps: Array) -> Array:
+            return maps.reshape(batch, height * width, self.features).astype(wide)
+
+        reduced = conv("conv_reduce")(x)
+        collected = jax.nn.softmax(by_position(conv("collect")(reduced)), axis=1)
+        distributed = jax.nn.softmax(by_position(conv("distribute")(reduced)), axis=2)
+        reduced = by_position(reduced)
+        self.sow("intermediates", "attention", collected.reshape(batch, height, width, -1))
+
+        # n: batch, p: position, i and j: channels
+        if self.repair == "gather":
+            descriptors = jnp.einsum("npi,npj->nij", reduced, collected)
+            attended = jnp.einsum("nij,npj->npi", descriptors, distributed)
+        else:
+            mixing = jnp.einsum("npi,npj->nij", collected, distributed)
+            if self.repair == "mix":
+                attended = jnp.einsum("nij,npj->npi", mixing, reduced)
+            else:
+                attended = mixing.transpose(0, 2, 1)
+        return (reduced + attended).reshape(batch, height, width, -1).astype(x.dtype)

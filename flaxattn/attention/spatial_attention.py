@@ -1,0 +1,136 @@
+"""The spatial half of CBAM."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from flaxattn.attention.pooling import rescale
+from flaxattn.conv import Conv, Initializer, torch_default
+from flaxattn.errors import InputError, unknown
+from flaxattn.norm import BatchNorm
+from flaxattn.precision import at_least_float32
+
+
+def channel_mean(x: Array) -> Array:
+    """Mean over the channels: (N, H, W, C) -> (N, H, W, 1), float32 or wider."""
+    return jnp.mean(x, axis=-1, keepdims=True, dtype=at_least_float32(x.dtype))
+
+
+def channel_max(x: Array) -> Array:
+    """Maximum over the channels: (N, H, W, C) -> (N, H, W, 1), float32 or wider.
+
+    Where several channels hold the maximum its gradient is shared evenly between them, as in
+    torch.amax; torch.max gives it all to one of them.
+    """
+    return jnp.max(x, axis=-1, keepdims=True).astype(at_least_float32(x.dtype))
+
+
+POOLS: dict[str, Callable[[Array], Array]] = {"avg": channel_mean, "max": channel_max}
+OUTPUTS = ("scaled", "gate", "silu")
+
+
+class SpatialAttention(nn.Module):
+    """CBAM's spatial attention: a gate from the mean and maximum over channels around a position.
+
+        l = conv_k([mean_c x; max_c x])
+        y = sigmoid(l) * x                 (Eq. 3)
+
+    Woo, Park, Lee, Kweon, "CBAM: Convolutional Block Attention Module", ECCV 2018,
+    arXiv:1807.06521.
+
+    (N, H, W, C) -> (N, H, W, C), or one channel (N, H, W, 1), in x's dtype; the gate is computed in
+    float32 or wider. Parameters: conv kernel (k, k, 2, 1) and its bias; bn, if there is a norm.
+
+    Fields:
+        kernel_size: k, odd; 7 in the paper.
+        use_bias: a bias in the convolution.
+        pools: the convolution's input channels, of "avg" and "max", in this order.
+        output: "scaled" for y; "gate" for sigmoid(l); "silu" for sigmoid(l) * l, what article 1
+            answers because its code overwrites x with l (its comment names y as the intent).
+        dtype: of the gate's arithmetic, if wider than float32.
+        norm: what normalises l, such as BatchNorm; called as
+            norm(dtype=..., param_dtype=..., name="bn")(l, train).
+
+    Deviation: where several channels hold the maximum, and after a ReLU many hold 0, they share its
+    gradient evenly, as in timm's amax; torch.max, in the articles, gives it all to one of them.
+
+    Raises InputError for an even kernel and for unknown pools and outputs.
+    """
+
+    kernel_size: int = 7
+    use_bias: bool = False
+    pools: Sequence[str] = ("avg", "max")
+    output: str = "scaled"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = torch_default
+    bias_init: Initializer = nn.initializers.zeros
+    norm: Callable[..., nn.Module] | None = None
+
+    role: ClassVar[str] = "recalibrate"
+    variants: ClassVar[tuple[str, ...]] = ("article_s0", "article_s1", "official", "timm")
+    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        "article_s0": (("conv1", "conv"),),
+        "article_s1": (),
+        "official": (("spatial.conv", "conv"), ("spatial.bn", "bn")),
+        "timm": (("conv.conv", "conv"), ("conv.bn", "bn")),
+    }
+
+    @classmethod
+    def article_s0(cls, **fields) -> "SpatialAttention":
+        """Article 0's SpatialAttention: answers the gate."""
+        return cls(**{"output": "gate", **fields})
+
+    @classmethod
+    def article_s1(cls, **fields) -> "SpatialAttention":
+        """Article 1's SpatialAttention as written: SiLU(l), one channel, x itself is lost."""
+        return cls(**{"output": "silu", **fields})
+
+    @classmethod
+    def official(cls, **fields) -> "SpatialAttention":
+        """The authors' SpatialGate: maximum before mean, and a slow BatchNorm (torch's 0.01)."""
+        norm = partial(BatchNorm, momentum=0.99)
+        return cls(**{"pools": ("max", "avg"), "norm": norm, **fields})
+
+    @classmethod
+    def timm(cls, **fields) -> "SpatialAttention":
+        """timm's SpatialAttn: BatchNorm after the convolution."""
+        return cls(**{"norm": BatchNorm, **fields})
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        if self.output not in OUTPUTS:
+            raise unknown("output", self.output, OUTPUTS)
+        if not self.pools:
+            raise InputError(f"pools=() leaves nothing to pool: name some of {', '.join(POOLS)}.")
+        for pool in self.pools:
+            if pool not in POOLS:
+                raise unknown("pool", pool, POOLS)
+        dtype = at_least_float32(self.dtype or x.dtype)
+        conv = Conv(
+            1,
+            kernel_size=self.kernel_size,
+            use_bias=self.use_bias,
+            dtype=dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            name="conv",
+        )
+        logits = conv(jnp.concatenate([POOLS[pool](x) for pool in self.pools], axis=-1))
+        if self.norm is not None:
+            bn = self.norm(dtype=dtype, param_dtype=self.param_dtype, name="bn")
+            logits = bn(logits, train)
+        gate = jax.nn.sigmoid(logits)
+        self.sow("intermediates", "attention", gate)
+        if self.output == "gate":
+            return gate.astype(x.dtype)
+        if self.output == "silu":
+            return (gate * logits).astype(x.dtype)
+        return rescale(x, gate)
