@@ -1,0 +1,22 @@
+"""Attention mechanisms of convolutional networks for JAX/Flax, each proven against PyTorch."""
+
+from flaxattn import weights
+from flaxattn.attention import ATTENTION, create_attention
+from flaxattn.conv import Conv
+from flaxattn.errors import InputError
+from flaxattn.models import MODELS, create_model
+from flaxattn.norm import BatchNorm
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ATTENTION",
+    "MODELS",
+    "BatchNorm",
+    "Conv",
+    "InputError",
+    "__version__",
+    "create_attention",
+    "create_model",
+    "weights",
+]

@@ -1,0 +1,60 @@
+"""Backbones by name: the one place where a string becomes a model."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+
+from flaxattn.errors import unknown
+from flaxattn.models.placement import Placement
+from flaxattn.models.resnet import BasicBlock, Bottleneck, ResNet
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resnet10": functools.partial(ResNet, stage_sizes=(1, 1, 1, 1), block="basic"),
+    "resnet18": functools.partial(ResNet, stage_sizes=(2, 2, 2, 2), block="basic"),
+    "resnet34": functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), block="basic"),
+    "resnet50": functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), block="bottleneck"),
+    "resnet101": functools.partial(ResNet, stage_sizes=(3, 4, 23, 3), block="bottleneck"),
+    "resnet152": functools.partial(ResNet, stage_sizes=(3, 8, 36, 3), block="bottleneck"),
+}
+
+
+def create_model(
+    name: str, *, num_classes: int = 1000, attention: Any = None, **fields: Any
+) -> nn.Module:
+    """The backbone `name` of MODELS, with attention where `attention` says.
+
+    `model.apply(variables, images, train=False)` answers float32 logits (N, num_classes) for images
+    (N, H, W, 3), and with `method="features"` the list of maps after each stage.
+
+        create_model("resnet50", attention=dict(name="se", reduction=16, stages=(2, 3, 4)))
+
+    Args:
+        name: a key of MODELS.
+        num_classes: width of the last layer; 0 leaves it out, and the answer is the pooled map.
+        attention: None, or what stands in the residual branches (`placement.place`).
+        fields: the model's other fields, such as conv, context, stem and dtype (`ResNet`).
+
+    Raises InputError for an unknown name or field, and for a placement that cannot be.
+    """
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    make = MODELS[name]
+    model_class: Any = make.func if isinstance(make, functools.partial) else make
+    known = {field.name for field in dataclasses.fields(model_class)} - {"name", "parent"}
+    for field in fields:
+        if field not in known:
+            raise unknown(f"field of {name}", field, known)
+    return make(num_classes=num_classes, attention=attention, **fields)
+
+
+__all__ = [
+    "MODELS",
+    "BasicBlock",
+    "Bottleneck",
+    "Placement",
+    "ResNet",
+    "create_model",
+]

@@ -1,0 +1,210 @@
+"""Which attention layer stands where in a backbone, as data."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from flax import linen as nn
+
+from flaxattn.attention import ATTENTION, create_attention
+from flaxattn.errors import InputError, unknown
+
+LayerFactory = Callable[..., nn.Module]
+
+# What each slot of a residual block takes, and which blocks have it unless told otherwise.
+_ROLES = {
+    "attention": ("recalibrate", "context"),
+    "conv": ("convolution",),
+    "context": ("recalibrate", "context"),
+}
+_BLOCKS = {"attention": "all", "conv": "all", "context": "last"}
+_POSITIONS = ("out", "mid")
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """A layer and the blocks of a backbone that have one of their own.
+
+    Fields:
+        factory: a Linen class, a classmethod that makes one, or a `functools.partial` of either.
+        stages: "all" or the stages' numbers, from 1.
+        blocks: of these stages: "all", "last", or the blocks' indices, from 0 (layer2_0).
+        position: of an attention layer in the residual branch: "out", after the last norm before
+            the add, or "mid", after the middle convolution, its norm and its ReLU.
+    """
+
+    factory: LayerFactory
+    stages: str | tuple[int, ...] = "all"
+    blocks: str | tuple[int, ...] = "all"
+    position: str = "out"
+
+    @property
+    def layer(self) -> type[nn.Module]:
+        """The class of the layers that `factory` makes."""
+        return _layer(self.factory)
+
+    def covers(self, stage: int, block: int, stage_size: int) -> bool:
+        """Whether block `block` of the `stage_size` blocks of stage `stage` has the layer."""
+        if self.stages != "all" and stage not in self.stages:
+            return False
+        if self.blocks == "last":
+            return block == stage_size - 1
+        return self.blocks == "all" or block in self.blocks
+
+    def with_defaults(self, **fields: Any) -> LayerFactory:
+        """`factory` with those of `fields` that its layer has and `factory` does not set itself."""
+        names = {field.name for field in dataclasses.fields(self.layer)}
+        names -= _fixed(self.factory)
+        return functools.partial(
+            self.factory, **{name: value for name, value in fields.items() if name in names}
+        )
+
+
+def place(slot: str, value: Any, stage_sizes: Sequence[int]) -> Placement | None:
+    """The placement that `value` describes for a slot of a backbone.
+
+    Args:
+        slot: "attention", "conv" or "context".
+        value: None; a mechanism's name; a mapping with that `name`, its `variant`, the `stages`,
+            `blocks` and `position` of a `Placement`, and the layer's own fields; a layer factory;
+            or a `Placement`.
+        stage_sizes: the number of blocks in each stage.
+
+    Without `blocks`, attention and conv stand in every block, context after each stage's last one.
+
+    Raises InputError for an unknown mechanism, variant or field, a layer whose role the slot does
+    not take, an instance (its weights would be shared between blocks), and stages or blocks that
+    do not exist.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        value = {"name": value}
+    if hasattr(value, "keys"):  # ml_collections.ConfigDict is no Mapping
+        value = _from_mapping(slot, dict(value))
+    elif not isinstance(value, Placement):
+        value = Placement(value, blocks=_BLOCKS[slot])
+    _require_role(slot, value)
+    _require_existing(slot, value, stage_sizes)
+    return value
+
+
+def namings(slots: Mapping[str, Placement | None]) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """The renames of the layers in `slots`, held to the submodules that carry the slots' names."""
+    tables: dict[str, tuple[tuple[str, ...], ...]] = {}
+    for name, placement in slots.items():
+        if placement is not None:
+            for source, renames in getattr(placement.layer, "namings", {}).items():
+                tables[source] = tables.get(source, ()) + tuple(
+                    (f"{name}.{foreign}".rstrip("."), f"{name}.{ours}", *kind)
+                    for foreign, ours, *kind in renames
+                )
+    return tables
+
+
+def _from_mapping(slot: str, fields: dict[str, Any]) -> Placement:
+    if "name" not in fields:
+        raise InputError(
+            f"{slot}={fields!r} does not say which mechanism: add name=..., one of "
+            f"{', '.join(sorted(ATTENTION))}."
+        )
+    name, variant = fields.pop("name"), fields.pop("variant", None)
+    if "position" in fields and slot != "attention":
+        raise InputError(f"{slot} has one position only: position=... belongs to attention.")
+    stages = _indices(fields.pop("stages", "all"))
+    blocks = _indices(fields.pop("blocks", _BLOCKS[slot]))
+    position = fields.pop("position", "out")
+    supplied = _supplied_by_block(name)
+    create_attention(name, variant=variant, **supplied, **fields, parent=None)  # or InputError
+    factory = ATTENTION[name] if variant is None else getattr(ATTENTION[name], variant)
+    return Placement(functools.partial(factory, **fields), stages, blocks, position)
+
+
+def _supplied_by_block(name: str) -> dict[str, Any]:
+    """The fields of a mechanism that no placement gives."""
+    role = getattr(_layer(ATTENTION.get(name)), "role", None)
+    return {"features": 1} if role in ("convolution", "head") else {}
+
+
+def _indices(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _layer(factory: Any) -> type[nn.Module]:
+    """The class behind partials and classmethods."""
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    return getattr(factory, "__self__", factory)
+
+
+def _fixed(factory: Any) -> set[str]:
+    """The fields that partials have set."""
+    names: set[str] = set()
+    while isinstance(factory, functools.partial):
+        names |= factory.keywords.keys()
+        factory = factory.func
+    return names
+
+
+def _require_role(slot: str, placement: Placement) -> None:
+    layer = placement.layer
+    if isinstance(layer, nn.Module):
+        raise InputError(
+            f"{slot}={type(layer).__name__}(...) is one layer whose weights all blocks would "
+            f"share: pass the class, or functools.partial({type(layer).__name__}, ...)."
+        )
+    if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
+        raise InputError(
+            f"{slot}={placement.factory!r} makes no layer: pass a mechanism's name, a dict with "
+            f"its name, a Linen class, or a functools.partial of one."
+        )
+    role = getattr(layer, "role", None)
+    if role in _ROLES[slot]:
+        return
+    name = next((name for name, known in ATTENTION.items() if _layer(known) is layer), None)
+    name = name or layer.__name__
+    if role == "convolution":
+        raise InputError(f"{name} replaces a convolution: pass conv=dict(name={name!r}).")
+    if role == "head":
+        raise InputError(
+            f"{name} is a head and changes the number of channels: apply it to the backbone's "
+            f"features instead of placing it in a block."
+        )
+    if role is None:
+        raise InputError(
+            f"{name} does not say its role: give the class role = one of {', '.join(_ROLES[slot])}."
+        )
+    raise InputError(
+        f"{name} keeps its input's shape and replaces no convolution: pass "
+        f"attention=dict(name={name!r})."
+    )
+
+
+def _require_existing(slot: str, placement: Placement, stage_sizes: Sequence[int]) -> None:
+    if slot == "attention" and placement.position not in _POSITIONS:
+        raise unknown("position", placement.position, _POSITIONS)
+    count = len(stage_sizes)
+    stages = placement.stages
+    if stages == "all":
+        stages = tuple(range(1, count + 1))
+    elif isinstance(stages, str):
+        raise InputError(f"{slot} stages={stages!r}: use 'all' or a tuple of 1 to {count}.")
+    for stage in stages:
+        if not 1 <= stage <= count:
+            raise InputError(f"{slot} in stage {stage}: the backbone has stages 1 to {count}.")
+    if placement.blocks in ("all", "last"):
+        return
+    if isinstance(placement.blocks, str):
+        raise InputError(
+            f"{slot} blocks={placement.blocks!r}: use 'all', 'last' or a tuple of indices from 0."
+        )
+    for stage in stages:
+        for block in placement.blocks:
+            if not 0 <= block < stage_sizes[stage - 1]:
+                raise InputError(
+                    f"{slot} in block {block} of stage {stage}: that stage has blocks 0 to "
+                    f"{stage_sizes[stage - 1] - 1}; name the stages meant, or blocks they all have."
+                )
