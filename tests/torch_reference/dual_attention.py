@@ -1,0 +1,36 @@
+"""Article 3's dual attention in PyTorch (mechanisms: A10), with its state dict's names."""
+
+from torch import nn
+
+
+class DualAttention(nn.Module):
+    def __init__(
+        self, channels, drop_rate=0.0, *, reduction=8, activation=nn.ReLU, gate=nn.Sigmoid
+    ):
+        super().__init__()
+        self.channel_att = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, channels // reduction, 1),
+            activation(),
+            nn.Conv2d(channels // reduction, channels, 1),
+            gate(),
+        )
+        self.spatial_att = nn.Sequential(nn.Conv2d(channels, 1, 1), gate())
+        self.dropout = nn.Dropout2d(drop_rate)
+
+    def forward(self, x):
+        return self.dropout(x * self.channel_att(x) * self.spatial_att(x))
+
+
+class LiteDualAttention(DualAttention):
+    """The article's class has no forward; this is DualAttention's."""
+
+    def __init__(self, channels, *, gate=nn.Hardsigmoid):
+        super().__init__(channels, reduction=16, activation=nn.Hardswish, gate=gate)
+
+
+class ExactHardsigmoid(nn.Module):
+    """nn.Hardsigmoid with a slope of 1/6 in the dtype of x."""
+
+    def forward(self, x):
+        return nn.functional.relu6(x + 3) / 6
