@@ -1,6 +1,7 @@
 """Attention mechanisms of convolutional networks, one a file, and their names."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -74,14 +75,13 @@ def create_attention(name: str, *, variant: str | None = None, **fields: Any) ->
         )
     if name not in ATTENTION:
         raise unknown("attention", name, ATTENTION)
-    create = ATTENTION[name]
-    layer: Any = getattr(
-        create, "__self__", create
-    )  # the class, of which `create` may be a variant
+    create: Any = ATTENTION[name]
+    is_variant = inspect.ismethod(create)
+    layer = create.__self__ if is_variant else create
     _require_fields(name, layer, fields)
     if variant is None:
         return create(**fields)
-    if create is not layer:
+    if is_variant:
         raise InputError(f"{name} is a variant already: leave variant={variant!r} out.")
     if variant not in layer.variants:
         raise unknown(f"variant of {name}", variant, layer.variants)

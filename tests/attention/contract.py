@@ -1,0 +1,44 @@
+"""What every layer keeps whatever it computes: its weights' way back, and precision in bfloat16."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxattn import weights
+
+
+def check_round_trip(layer, reference, naming, shape):
+    """torch's state dict -> variables -> the same state dict, bit for bit."""
+    state = {key: tensor.numpy() for key, tensor in reference.state_dict().items()}
+    variables = weights.load(layer, state, shape, naming)
+    back = weights.to_torch(variables, naming, module=layer)
+    assert back.keys() == {key for key in state if not key.endswith("num_batches_tracked")}
+    for key, array in back.items():
+        np.testing.assert_array_equal(array, state[key], strict=True)
+
+
+def sown(layer, variables, x):
+    """The answer, and what the layer left to look at."""
+    answer, state = layer.apply(variables, x, mutable=["intermediates"])
+    return answer, state["intermediates"]
+
+
+def check_bfloat16(layer, *, same_gate=True):
+    """A bfloat16 map far from zero: bfloat16 answer, float32 gates.
+
+    With `same_gate`, for layers whose gate reads x through sums alone, the gates are also those of
+    the same numbers in float32; pooling in bfloat16 would be off by 0.2 in 100.
+    """
+    noise = jax.random.normal(jax.random.key(0), (2, 9, 7, 32))
+    x = (100 + noise).astype(jnp.bfloat16)
+    variables = layer.init(jax.random.key(1), x)
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(variables))
+    answer, gates = sown(layer, variables, x)
+    assert answer.dtype == jnp.bfloat16
+    _, wide_gates = sown(layer, variables, x.astype(jnp.float32))
+    assert jax.tree.leaves(gates)
+    for gate, wide_gate in zip(jax.tree.leaves(gates), jax.tree.leaves(wide_gates), strict=True):
+        assert gate.dtype == jnp.float32
+        if same_gate:
+            assert float(jnp.std(wide_gate)) / float(jnp.mean(wide_gate)) > 0.01
+            np.testing.assert_allclose(gate, wide_gate, rtol=1e-5)

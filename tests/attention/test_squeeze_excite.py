@@ -1,0 +1,82 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from flaxattn.attention import SqueezeExcite
+from flaxattn.errors import InputError
+from tests.attention import contract, parity
+from tests.torch_reference import squeeze_excite as reference
+from tests.torch_reference.torchvision_shim import timm
+
+CASES = {
+    "se.article_s0": (
+        SqueezeExcite.article_s0(reduction=4),
+        lambda: reference.SEBlock(32, 4, bias=False),
+        "articles",
+    ),
+    "se.article_s1": (
+        SqueezeExcite.article_s1(reduction=4),
+        lambda: reference.SEBlock(32, 4),
+        "articles",
+    ),
+    "se.article_s2": (
+        SqueezeExcite.article_s2(),
+        lambda: reference.SEBlock(32, bias=False),
+        "articles",
+    ),
+    "se.timm": (SqueezeExcite.timm(), lambda: timm.layers.SEModule(32), "timm"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@parity.everywhere
+def test_matches_reference(name, shape, dtype, record_property):
+    layer, make_reference, naming = CASES[name]
+    parity.check(
+        record_property, name, layer, make_reference(), shape=shape, dtype=dtype, naming=naming
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_weights_come_back_bit_for_bit(name):
+    layer, make_reference, naming = CASES[name]
+    contract.check_round_trip(layer, make_reference(), naming, (1, 5, 5, 32))
+
+
+@pytest.mark.parametrize(("features", "reduction"), [(8, 16), (32, 16), (40, 4), (36, 3), (100, 7)])
+def test_hidden_width_of_timm(features, reduction):
+    layer = SqueezeExcite.timm(reduction=reduction)
+    params = layer.init(jax.random.key(0), jnp.zeros((1, 1, 1, features)))["params"]
+    theirs = timm.layers.SEModule(features, rd_ratio=1 / reduction)
+    assert params["fc1"]["kernel"].shape[-1] == theirs.fc1.out_channels
+
+
+def test_silent_last_layer_halves_the_input():
+    layer = SqueezeExcite(reduction=4)
+    x = jax.random.normal(jax.random.key(0), (2, 5, 3, 32))
+    variables = layer.init(jax.random.key(1), x)
+    variables["params"]["fc2"] = jax.tree.map(jnp.zeros_like, variables["params"]["fc2"])
+    np.testing.assert_array_equal(layer.apply(variables, x), 0.5 * x)
+
+
+def test_gate_is_the_call_without_pooling_and_multiplication():
+    layer = SqueezeExcite(reduction=4)
+    x = jax.random.normal(jax.random.key(0), (2, 5, 3, 32))
+    variables = layer.init(jax.random.key(1), x)
+    gate = layer.apply(variables, x.mean((1, 2)), method="gate")
+    assert gate.shape == (2, 32)
+    y, gates = contract.sown(layer, variables, x)
+    np.testing.assert_allclose(y, x * gate[:, None, None, :], rtol=1e-6)
+    np.testing.assert_allclose(gates["attention"][0], gate, rtol=1e-6)
+
+
+def test_reduction_that_leaves_no_channel():
+    x = jnp.zeros((1, 4, 4, 8))
+    with pytest.raises(InputError, match=r"reduction=16 leaves no channel of 8: .* at most 8"):
+        SqueezeExcite().init(jax.random.key(0), x)
+
+
+def test_bfloat16():
+    contract.check_bfloat16(SqueezeExcite(reduction=4, kernel_init=nn.initializers.normal(0.03)))

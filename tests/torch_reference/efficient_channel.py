@@ -1,0 +1,14 @@
+"""Efficient channel attention as articles 0 and 2 and the authors write it."""
+
+import torch
+from torch import nn
+
+
+class ECALayer(nn.Module):
+    def __init__(self, k_size=3):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, k_size, padding=(k_size - 1) // 2, bias=False)
+
+    def forward(self, x):
+        z = x.mean((2, 3))[:, None, :]
+        return x * torch.sigmoid(self.conv(z))[:, 0, :, None, None]
