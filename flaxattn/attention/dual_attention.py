@@ -42,8 +42,9 @@ class DualAttention(nn.Module):
             are scaled by 1 / (1 - drop_rate), as torch's Dropout2d does. Needs an rng "dropout".
         spatial_kernel_init: of the convolution to one channel, apart from `kernel_init`: article 3
             draws every kernel from N(0, 2 / fan_out), and this one's fan_out is 1, whatever C is.
-            At 512 channels 97 % of its gates then lie within 0.01 of 0 or 1, where no gradient
-            passes. Set both initialisers to `kaiming_fan_out` for the article's scheme.
+            At 512 ReLU channels four gates in five, or more, then lie within 0.01 of 0 or 1, where
+            next to no gradient passes. Set both initialisers to `kaiming_fan_out` for the
+            article's scheme.
 
     Deviations: LiteDualAttention has no forward in the article; `lite` has DualAttention's. Biases
     start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).

@@ -135,7 +135,7 @@ def test_dropout_leaves_evaluation_alone():
 
 
 def test_only_the_articles_initialiser_saturates_the_spatial_gate():
-    """The article's scheme on 512 ReLU channels, as it was measured in PyTorch: 97 %."""
+    """The article's scheme on 512 ReLU channels: 81 to 93 % of the gates in five draws."""
     x = jax.nn.relu(jax.random.normal(jax.random.key(1), (8, 14, 14, 512)))
 
     def saturated(layer):
@@ -145,7 +145,7 @@ def test_only_the_articles_initialiser_saturates_the_spatial_gate():
     assert saturated(DualAttention()) == 0
     assert saturated(DualAttention(kernel_init=kaiming_fan_out)) == 0
     article = DualAttention(kernel_init=kaiming_fan_out, spatial_kernel_init=kaiming_fan_out)
-    assert saturated(article) > 0.5
+    assert saturated(article) > 0.75
 
 
 @pytest.mark.parametrize(
