@@ -1,0 +1,260 @@
+"""A run from its config to its result, as one story."""
+
+import contextlib
+import json
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from flaxattn.data import (
+    eval_batches,
+    eval_transform,
+    open_source,
+    train_batches,
+    train_transform,
+)
+from flaxattn.errors import InputError
+from flaxattn.models import create_model
+from flaxattn.tasks import Classification
+from flaxattn.train import workdir as workdirs
+from flaxattn.train.checkpoint import Checkpoints
+from flaxattn.train.optimizer import learning_rate, make_optimizer
+from flaxattn.train.profile import Profiler
+from flaxattn.train.report import Report, log
+from flaxattn.train.sharding import (
+    describe_devices,
+    make_mesh,
+    replicated,
+    require_divisible,
+    to_devices,
+)
+from flaxattn.train.state import TrainState, initialiser
+from flaxattn.train.step import Sums, empty_sums, make_eval_step, make_train_step
+
+
+class Diverged(RuntimeError):
+    """The loss or its gradient is no longer a number."""
+
+
+class Preempted(RuntimeError):
+    """The machine is being taken away; the state is saved."""
+
+
+def run(
+    config: ConfigDict, workdir: str | Path, *, devices: Sequence[jax.Device] | None = None
+) -> dict[str, float]:
+    """Trains what `config` describes, from wherever `workdir` says it was left, and evaluates it.
+
+    Args:
+        config: the fields of `flaxattn.train.config.base_config`.
+        workdir: holds the run's checkpoints, events, history, curves and result. A run that is
+            complete there is not trained again.
+        devices: to train on; all of all processes by default.
+
+    Returns the test metrics: means over the examples, and their `count`.
+
+    Raises InputError for what cannot be run, Diverged at a loss that is not a number, Preempted on
+    SIGTERM after saving.
+    """
+    workdir = Path(workdir)
+    leader = jax.process_index() == 0
+    workdirs.require_same(workdir, config)
+    result_path = workdir / "result.json"
+    if result_path.exists():
+        log.info("the run in %s is complete; this is its result", workdir)
+        return json.loads(result_path.read_text())
+
+    mesh = make_mesh(devices)
+    require_divisible(config.batch_size, mesh, accumulation=config.optim.accumulation)
+    require_divisible(config.eval_batch_size, mesh)
+    data = Data(config)
+    total_steps = round(config.epochs * data.steps_per_epoch)
+    eval_every = max(round(config.eval_every * data.steps_per_epoch), 1)
+
+    model = create_model(
+        num_classes=data.num_classes, dtype=jnp.dtype(config.dtype), **config.model
+    )
+    task = Classification(data.num_classes, label_smoothing=config.label_smoothing)
+    schedule = learning_rate(
+        config.optim, steps_per_epoch=data.steps_per_epoch, total_steps=total_steps
+    )
+    optimizer = make_optimizer(config.optim, schedule)
+    train_step = make_train_step(model, task, optimizer, schedule, mesh, config)
+    eval_step = make_eval_step(model, task, mesh)
+    new_sums = jax.jit(empty_sums, out_shardings=replicated(mesh))
+
+    if leader:
+        workdirs.claim(workdir, config)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
+    init = initialiser(model, optimizer, data.image_shape, ema=bool(config.ema_decay))
+    state = _newest_state(init, config.seed, checkpoints, mesh)
+    start_step = int(state.step)
+    _announce(config, model, data, state, mesh, total_steps)
+
+    report = Report(
+        workdir,
+        start_step=start_step,
+        total_steps=total_steps,
+        steps_per_epoch=data.steps_per_epoch,
+        batch_size=config.batch_size,
+    )
+    profiler = Profiler(workdir / "profile", config.profile)
+    with contextlib.closing(checkpoints), contextlib.closing(report), _sigterm() as told_to_stop:
+        batches = data.training(start_step) if start_step < total_steps else iter(())
+        sums = new_sums()
+        for step in range(start_step + 1, total_steps + 1):
+            profiler.before(step)
+            # Nothing crosses between host and device here but the batch, and nobody waits.
+            with jax.transfer_guard("disallow"):
+                state, sums = train_step(state, sums, to_devices(mesh, next(batches)))
+            profiler.after(step, sums)
+            report.advance(step, sums)
+
+            stops = told_to_stop.is_set() or checkpoints.preempted(step)
+            saves = step % config.checkpoint_every == 0 or step == total_steps or stops
+            if step % config.log_every == 0 or saves:
+                report.train(step, _means(sums, checkpoints))
+                sums = new_sums()
+            if step % eval_every == 0 and step < total_steps:
+                report.evaluation(step, evaluate(eval_step, state, data.evaluation(), mesh))
+            if saves:
+                checkpoints.save(step, state)
+            if stops:
+                raise Preempted(
+                    f"told to stop after step {step} of {total_steps}: all is saved in {workdir}; "
+                    f"the same command goes on from there."
+                )
+        result = evaluate(eval_step, state, data.evaluation(), mesh)
+        report.evaluation(total_steps, result)
+    if leader:
+        workdirs.write_json(result_path, result)
+    return result
+
+
+def evaluate(
+    eval_step: Callable[..., Sums], state: TrainState, batches: Iterator, mesh: Mesh
+) -> dict[str, float]:
+    """Exact means of the task's metrics: each example counts once, padding never."""
+    variables = state.variables()
+    with jax.transfer_guard("disallow"):
+        sums = [eval_step(variables, to_devices(mesh, batch)) for batch in batches]
+        fetched = jax.device_get(sums)
+    totals = {name: math.fsum(batch[name] for batch in fetched) for name in fetched[0]}
+    count = totals.pop("count")
+    return {name: total / count for name, total in totals.items()} | {"count": int(count)}
+
+
+class Data:
+    """The training and evaluation sources of a config, and their batches for this process."""
+
+    def __init__(self, config: ConfigDict):
+        self._config = config
+        self.train = open_source(config.data, config.data.train_split)
+        self.eval = open_source(config.data, config.data.eval_split)
+        if self.train.class_names != self.eval.class_names:
+            raise InputError(
+                f"the splits {config.data.train_split!r} and {config.data.eval_split!r} have "
+                f"different classes: give both the same."
+            )
+        self.num_classes = self.train.num_classes
+        self.image_shape = (config.data.image_size, config.data.image_size, config.data.channels)
+        # An epoch is a whole number of steps: the rest of a pass opens the next one.
+        self.steps_per_epoch = len(self.train) // config.batch_size
+        if not self.steps_per_epoch:
+            raise InputError(
+                f"batch_size={config.batch_size} is more than the {len(self.train)} training "
+                f"examples: use at most {len(self.train)}."
+            )
+
+    def training(self, start_step: int) -> Iterator:
+        return iter(
+            train_batches(
+                self.train,
+                train_transform(self._config.data),
+                batch_size=self._config.batch_size,
+                seed=self._config.seed,
+                start_step=start_step,
+                **self._share(),
+            )
+        )
+
+    def evaluation(self) -> Iterator:
+        return iter(
+            eval_batches(
+                self.eval,
+                eval_transform(self._config.data),
+                batch_size=self._config.eval_batch_size,
+                **self._share(),
+            )
+        )
+
+    def _share(self) -> dict[str, int]:
+        return {
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+            "workers": self._config.data.workers,
+        }
+
+
+def _newest_state(init, seed: int, checkpoints: Checkpoints, mesh: Mesh) -> TrainState:
+    """The state of the newest checkpoint, else the initial one, born where it will live."""
+    key = jax.random.key(seed)
+    if checkpoints.latest_step() is None:
+        return jax.jit(init, out_shardings=replicated(mesh))(key)
+    return checkpoints.restore(jax.eval_shape(init, key), replicated(mesh))
+
+
+def _announce(
+    config: ConfigDict, model: nn.Module, data: Data, state: TrainState, mesh: Mesh, total: int
+) -> None:
+    if jax.process_index() != 0:
+        return
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    log.info("devices: %s", describe_devices(list(mesh.devices.flat)))
+    log.info("model: %s, %s parameters", config.model.name, f"{parameters:,}")
+    log.info(
+        "data: %s, %s training and %s test examples in %d classes",
+        config.data.name,
+        f"{len(data.train):,}",
+        f"{len(data.eval):,}",
+        data.num_classes,
+    )
+    start = int(state.step)
+    log.info("steps: %d to %d", start, total) if start else log.info("steps: %d", total)
+
+
+def _means(sums: Sums, checkpoints: Checkpoints) -> dict[str, float]:
+    """Means over the steps that were added up; Diverged if one of them was not a number."""
+    fetched = jax.device_get(sums)
+    if (bad := int(fetched.pop("first_bad_step"))) >= 0:
+        newest = checkpoints.latest_step()
+        kept = f"step {newest} in {checkpoints.directory}" if newest else "none was saved yet"
+        raise Diverged(
+            f"the loss or its gradient is not a finite number at step {bad}; the last good "
+            f"checkpoint stays ({kept}): try a lower optim.learning_rate, a longer "
+            f"optim.warmup_epochs, or optim.clip_norm."
+        )
+    steps = fetched.pop("steps")
+    return {name: float(total / steps) for name, total in fetched.items()}
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets. Several processes agree on it through the checkpoints instead."""
+    told = threading.Event()
+    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,50 @@
+"""Learning-rate schedule and optimiser, from config fields to optax."""
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from flaxattn.errors import InputError, unknown
+
+
+def learning_rate(config: ConfigDict, *, steps_per_epoch: int, total_steps: int) -> optax.Schedule:
+    """Linear warm-up from zero over `warmup_epochs`, then half a cosine down to zero at the end."""
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    if warmup_steps >= total_steps:
+        raise InputError(
+            f"optim.warmup_epochs={config.warmup_epochs} is the whole run of {total_steps} steps: "
+            f"use fewer, or more epochs."
+        )
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if warmup_steps else config.learning_rate,
+        peak_value=config.learning_rate,
+        warmup_steps=warmup_steps,
+        decay_steps=total_steps,
+    )
+
+
+def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Clipping, then the optimiser `config.name`: "sgd", "adamw" or "lamb".
+
+    SGD adds weight decay to the gradient, as torch does; the others decouple it from the gradient.
+    Only kernels decay: not biases, not norms, not gammas.
+    """
+    decay = config.weight_decay
+    rules = {
+        "sgd": lambda: optax.chain(
+            optax.add_decayed_weights(decay, mask=kernels),
+            optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov),
+        ),
+        "adamw": lambda: optax.adamw(schedule, weight_decay=decay, mask=kernels),
+        "lamb": lambda: optax.lamb(schedule, weight_decay=decay, mask=kernels),
+    }
+    if config.name not in rules:
+        raise unknown("optimizer", config.name, rules)
+    rule = rules[config.name]()
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, rule)
+
+
+def kernels(params):
+    """True for each array called kernel: the ones that weight decay touches."""
+    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)

@@ -1,0 +1,160 @@
+"""The two jitted programs of a run: one training step, one evaluation step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax import Array
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from flaxattn.tasks import Classification
+from flaxattn.train.mix import mix
+from flaxattn.train.sharding import by_example, replicated
+from flaxattn.train.state import TrainState
+
+Batch = dict[str, Array]
+Sums = dict[str, Array]
+
+
+def empty_sums() -> Sums:
+    """What training adds up on the device between two log lines."""
+    zeros = dict.fromkeys(("loss", "accuracy", "grad_norm", "learning_rate"), jnp.zeros(()))
+    return zeros | {"steps": jnp.zeros(()), "first_bad_step": jnp.full((), -1, jnp.int32)}
+
+
+def make_train_step(
+    model: nn.Module,
+    task: Classification,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    config: ConfigDict,
+) -> Callable[[TrainState, Sums, Batch], tuple[TrainState, Sums]]:
+    """`step(state, sums, batch)`; both state and sums are donated.
+
+    Its randomness is a function of (config.seed, state.step) alone. A loss or gradient that is not
+    finite leaves its step in `sums["first_bad_step"]`: the host asks when it next logs or saves.
+    """
+    micro_batches = config.optim.accumulation
+
+    def loss_fn(params, batch_stats, key, batch):
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            batch["image"],
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
+        )
+        loss = jnp.mean(task.loss(logits, batch["target"]))
+        hits = jnp.argmax(logits, -1) == jnp.argmax(batch["target"], -1)
+        aux = {"loss": loss, "accuracy": jnp.mean(hits, dtype=jnp.float32)}
+        return loss, (updates.get("batch_stats", {}), aux)
+
+    def gradients(params, batch_stats, key, batch):
+        """Mean gradients over the micro-batches; the statistics see one after the other."""
+
+        def body(carry, inputs):
+            batch_stats, total = carry
+            index, micro_batch = inputs
+            found, (batch_stats, aux) = jax.grad(loss_fn, has_aux=True)(
+                params, batch_stats, jax.random.fold_in(key, index), micro_batch
+            )
+            return (batch_stats, jax.tree.map(jnp.add, total, (found, aux))), None
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        empty = {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())}
+        inputs = (jnp.arange(micro_batches), jax.tree.map(_interleave(micro_batches), batch))
+        (batch_stats, total), _ = jax.lax.scan(body, (batch_stats, (zeros, empty)), inputs)
+        means = jax.tree.map(lambda t: t / micro_batches, total)
+        return *means, batch_stats
+
+    def train_step(state: TrainState, sums: Sums, batch: Batch) -> tuple[TrainState, Sums]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        mix_key, dropout_key = jax.random.split(key)
+        images, targets = mix(
+            mix_key,
+            batch["image"],
+            task.targets(batch["label"]),
+            mixup_alpha=config.mixup_alpha,
+            cutmix_alpha=config.cutmix_alpha,
+        )
+        mixed = {"image": images, "target": targets}
+        if micro_batches == 1:
+            found, (batch_stats, aux) = jax.grad(loss_fn, has_aux=True)(
+                state.params, state.batch_stats, dropout_key, mixed
+            )
+        else:
+            found, aux, batch_stats = gradients(state.params, state.batch_stats, dropout_key, mixed)
+        updates, opt_state = optimizer.update(found, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema=_averaged(state, params, batch_stats, config.ema_decay),
+        )
+        aux |= {"grad_norm": optax.global_norm(found), "learning_rate": schedule(state.step)}
+        return new_state, _added(sums, aux, new_state.step)
+
+    return jax.jit(
+        train_step,
+        donate_argnums=(0, 1),
+        in_shardings=(replicated(mesh), replicated(mesh), by_example(mesh)),
+        out_shardings=replicated(mesh),
+    )
+
+
+def make_eval_step(
+    model: nn.Module, task: Classification, mesh: Mesh
+) -> Callable[[Any, Batch], Sums]:
+    """`step(variables, batch)` -> each metric's sum over the examples with mask 1, and `count`."""
+
+    def eval_step(variables, batch: Batch) -> Sums:
+        logits = model.apply(variables, batch["image"], train=False)
+        per_example = task.metrics(logits, batch["label"])
+        # where, not a product: a padding row may well be NaN, and NaN times zero is NaN.
+        sums = {
+            name: jnp.sum(jnp.where(batch["mask"] > 0, values, 0.0))
+            for name, values in per_example.items()
+        }
+        return sums | {"count": jnp.sum(batch["mask"])}
+
+    return jax.jit(
+        eval_step,
+        in_shardings=(replicated(mesh), by_example(mesh)),
+        out_shardings=replicated(mesh),
+    )
+
+
+def _interleave(micro_batches: int) -> Callable[[Array], Array]:
+    """Micro-batch m takes rows m, m + micro_batches, ...: each device splits what it has."""
+
+    def split(x: Array) -> Array:
+        return x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1)
+
+    return split
+
+
+def _averaged(state: TrainState, params, batch_stats, decay: float):
+    """The moving averages after this step; while young they follow faster, by (1 + t) / (10 + t)."""
+    if not decay:
+        return {}
+    t = state.step.astype(jnp.float32)
+    rate = jnp.minimum(decay, (1 + t) / (10 + t))
+    latest = {"params": params, "batch_stats": batch_stats}
+    return jax.tree.map(lambda old, new: rate * old + (1 - rate) * new, state.ema, latest)
+
+
+def _added(sums: Sums, aux: dict[str, Array], step: Array) -> Sums:
+    finite = jnp.isfinite(aux["loss"]) & jnp.isfinite(aux["grad_norm"])
+    first_bad = sums["first_bad_step"]
+    added = {name: sums[name] + value for name, value in aux.items()}
+    return added | {
+        "steps": sums["steps"] + 1,
+        "first_bad_step": jnp.where((first_bad < 0) & ~finite, step, first_bad),
+    }

@@ -1,0 +1,76 @@
+"""A work directory belongs to one experiment."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from flaxattn.errors import InputError
+
+# Fields that say how a run is carried out, not what it computes: they may change between restarts.
+_MAY_CHANGE = {
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "eval_batch_size",
+    "data.data_dir",
+    "data.workers",
+    "profile.start",
+    "profile.steps",
+}
+
+
+def require_same(workdir: Path, config: ConfigDict) -> None:
+    """InputError if `workdir` is another experiment's."""
+    path = workdir / "config.json"
+    if path.exists():
+        differing = sorted(_differences(json.loads(path.read_text()), _fields(config)))
+        if differing:
+            raise InputError(
+                f"the work directory {workdir} holds another experiment, which differs in "
+                f"{'; '.join(differing)}: choose another --workdir, or delete that one."
+            )
+    elif (workdir / "checkpoints").exists():
+        raise InputError(
+            f"the work directory {workdir} holds checkpoints but no config.json that says whose: "
+            f"choose another --workdir, or delete that one."
+        )
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Makes `workdir` this experiment's."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "config.json", _fields(config))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes all of it or nothing."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def _fields(config: ConfigDict) -> dict:
+    return json.loads(config.to_json())
+
+
+def _differences(theirs: dict, ours: dict) -> list[str]:
+    theirs, ours = flat_fields(theirs), flat_fields(ours)
+    return [
+        f"{name}: {theirs.get(name)!r} there, {ours.get(name)!r} here"
+        for name in theirs.keys() | ours.keys()
+        if name not in _MAY_CHANGE and theirs.get(name) != ours.get(name)
+    ]
+
+
+def flat_fields(fields: dict, prefix: str = "") -> dict[str, Any]:
+    """Nested fields by their dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            flat |= flat_fields(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

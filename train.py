@@ -1,0 +1,90 @@
+"""Trains an experiment: python train.py --config configs/digits.py:se --workdir runs/se
+
+Any field of the config is a flag: --config.optim.learning_rate=0.05. The same command goes on with
+a run that was stopped, and shows the result of one that is complete.
+"""
+
+import os
+import sys
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from flaxattn.errors import InputError, unknown
+from flaxattn.train.loop import Diverged, Preempted, run
+from flaxattn.train.report import log_to_stderr
+from flaxattn.train.sharding import require_platform
+from flaxattn.train.workdir import flat_fields
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="configs/NAME.py:ARGUMENT")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; made if it is not there.")
+PLATFORM = flags.DEFINE_string("platform", None, "tpu, gpu or cpu: an error if it is not there.")
+CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    "~/.cache/flaxattn/xla",
+    "Where compiled programs outlive a run; '' is off.",
+)
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of one run.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0; a TPU knows it.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many; a TPU knows it.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which this is, from 0; a TPU knows it.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise InputError(f"{argv[1]!r} is no flag: write --name=value.")
+    for flag in (CONFIG, WORKDIR):
+        if flag.value is None:
+            raise InputError(f"--{flag.name} is missing: see `python train.py --help`.")
+    if CACHE.value and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(CACHE.value))
+    if DISTRIBUTED.value:
+        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    require_platform(PLATFORM.value)
+    result = run(CONFIG.value, WORKDIR.value)
+    hits = round(result["accuracy"] * result["count"])
+    print(f"test accuracy: {result['accuracy']:.4f} ({hits} of {result['count']})", flush=True)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, but with one sentence where it would show a traceback."""
+    try:
+        # The config alone first: absl answers an unknown field of it with a traceback.
+        alone = flags.FlagValues()
+        config = config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=[])
+        overrides = [arg for arg in argv if arg.startswith("--config.")]
+        alone([arg for arg in argv if arg not in overrides], known_only=True)
+        if config.value is not None:
+            fields = flat_fields(config.value.to_dict())
+            for arg in overrides:
+                field = arg.removeprefix("--config.").partition("=")[0]
+                if field not in fields:
+                    raise unknown("config field", field, fields)
+        return flags.FLAGS(argv)
+    except (flags.Error, OSError) as error:
+        raise _input_error_below(error) from error
+
+
+def _input_error_below(error: BaseException) -> InputError:
+    """The config file's own InputError, which absl wraps, else the last line that absl wrote."""
+    cause: BaseException | None = error
+    found = InputError(str(error).strip().splitlines()[-1].strip())
+    while cause:
+        if type(cause) is InputError and "Traceback" not in str(cause):
+            found = cause
+        cause = cause.__context__
+    return found
+
+
+if __name__ == "__main__":
+    log_to_stderr()
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except Diverged as error:
+        sys.exit(f"stopped: {error}")
+    except Preempted as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        sys.exit(128 + 15)
