@@ -10,7 +10,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -97,7 +96,7 @@ def run(
     init = initialiser(model, optimizer, data.image_shape, ema=bool(config.ema_decay))
     state = _newest_state(init, config.seed, checkpoints, mesh)
     start_step = int(state.step)
-    _announce(config, model, data, state, mesh, total_steps)
+    _announce(config, data, state, mesh, total_steps)
 
     report = Report(
         workdir,
@@ -212,9 +211,7 @@ def _newest_state(init, seed: int, checkpoints: Checkpoints, mesh: Mesh) -> Trai
     return checkpoints.restore(jax.eval_shape(init, key), replicated(mesh))
 
 
-def _announce(
-    config: ConfigDict, model: nn.Module, data: Data, state: TrainState, mesh: Mesh, total: int
-) -> None:
+def _announce(config: ConfigDict, data: Data, state: TrainState, mesh: Mesh, total: int) -> None:
     if jax.process_index() != 0:
         return
     parameters = sum(x.size for x in jax.tree.leaves(state.params))

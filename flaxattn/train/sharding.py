@@ -24,16 +24,16 @@ def require_platform(platform: str | None) -> None:
         raise InputError(f"platform={platform!r} is none: use tpu, gpu or cpu.")
     if platform:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(platform, platform))
+    asked = platform or jax.config.values["jax_platforms"]
     try:
         found = jax.default_backend()
     except RuntimeError as error:
-        asked = platform or jax.config.jax_platforms
         raise InputError(
             f"a {asked} was asked for and JAX finds none on this machine: install JAX for it "
             f"(pip install 'jax[{'cuda13' if asked in ('gpu', 'cuda') else asked}]'), or use "
             f"--platform=cpu. JAX says: {str(error).splitlines()[0]}"
         ) from error
-    if found == "cpu" and not platform and not jax.config.jax_platforms:
+    if found == "cpu" and not asked:
         for kind, pattern in _DEVICE_FILES.items():
             if any(_device_directory().glob(pattern)):
                 raise InputError(
@@ -82,7 +82,9 @@ def by_example(mesh: Mesh) -> NamedSharding:
 
 def to_devices(mesh: Mesh, local: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """The global batch, of which `local` holds this process's rows."""
-    return {
-        name: jax.make_array_from_process_local_data(by_example(mesh), rows)
-        for name, rows in local.items()
-    }
+    # The one transfer of the loop, and meant: with several processes JAX counts it as implicit.
+    with jax.transfer_guard("allow"):
+        return {
+            name: jax.make_array_from_process_local_data(by_example(mesh), rows)
+            for name, rows in local.items()
+        }

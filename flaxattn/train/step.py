@@ -115,7 +115,7 @@ def make_eval_step(
     """`step(variables, batch)` -> each metric's sum over the examples with mask 1, and `count`."""
 
     def eval_step(variables, batch: Batch) -> Sums:
-        logits = model.apply(variables, batch["image"], train=False)
+        logits: Array = model.apply(variables, batch["image"], train=False)  # type: ignore[assignment]
         per_example = task.metrics(logits, batch["label"])
         # where, not a product: a padding row may well be NaN, and NaN times zero is NaN.
         sums = {
@@ -141,7 +141,7 @@ def _interleave(micro_batches: int) -> Callable[[Array], Array]:
 
 
 def _averaged(state: TrainState, params, batch_stats, decay: float):
-    """The moving averages after this step; while young they follow faster, by (1 + t) / (10 + t)."""
+    """The moving averages after this step; young ones follow faster, by (1 + t) / (10 + t)."""
     if not decay:
         return {}
     t = state.step.astype(jnp.float32)
