@@ -1,0 +1,150 @@
+import hashlib
+import io
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from flaxattn.data import digits
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def python(*arguments):
+    return subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def splits(data_dir):
+    """(images (N, 8, 8) uint8, labels (N,)) of each split, decoded by TFDS itself."""
+    builder = digits.prepare(data_dir)
+    decoded = {}
+    for split in ("train", "test"):
+        examples = list(builder.as_data_source(split))
+        for example in examples:
+            assert example["image"].shape == (8, 8, 1)
+            assert example["image"].dtype == np.uint8
+        decoded[split] = (
+            np.stack([example["image"][..., 0] for example in examples]),
+            np.array([example["label"] for example in examples]),
+        )
+    return decoded
+
+
+def test_no_grey_level_and_no_label_is_lost(splits):
+    images = np.concatenate([splits["train"][0], splits["test"][0]])
+    labels = np.concatenate([splits["train"][1], splits["test"][1]])
+    levels = np.round(images * (16 / 255)).astype(int)
+    assert images.max() == 255
+    assert images.min() == 0
+    original = load_digits()
+    expected = {
+        (tuple(image.astype(int).ravel()), int(label))
+        for image, label in zip(original.images, original.target, strict=True)
+    }
+    assert len(expected) == 1797, "the test needs images that differ"
+    found = [
+        (tuple(image.ravel()), int(label)) for image, label in zip(levels, labels, strict=True)
+    ]
+    assert set(found) == expected
+    assert len(found) == 1797
+
+
+def test_splits_are_disjoint(splits):
+    train, test = ({image.tobytes() for image in splits[name][0]} for name in ("train", "test"))
+    assert not train & test
+    assert (len(train), len(test)) == (1438, 359)
+
+
+def test_each_class_gives_a_fifth_to_the_test_split(splits):
+    train, test = (np.bincount(splits[name][1], minlength=10) for name in ("train", "test"))
+    assert np.all(np.abs(test - 0.2 * (train + test)) <= 0.5)
+
+
+def test_the_split_never_changes():
+    indices = digits.test_indices(load_digits().target)
+    digest = hashlib.sha256(indices.astype("<i4").tobytes()).hexdigest()
+    assert digest[:16] == "b9ea438bddef5dd6"
+
+
+def test_images_are_png(data_dir):
+    import tensorflow_datasets as tfds
+
+    source = digits.prepare(data_dir).as_data_source(
+        "test", decoders={"image": tfds.decode.SkipDecoding()}
+    )
+    with Image.open(io.BytesIO(source[0]["image"])) as image:
+        assert (image.format, image.mode, image.size) == ("PNG", "L", (8, 8))
+
+
+def test_prepared_as_array_record_and_only_once(tmp_path):
+    first = digits.prepare(tmp_path)
+    assert first.info.file_format.value == "array_record"
+    (info,) = tmp_path.glob("digits/*/dataset_info.json")
+    written = info.stat().st_mtime_ns
+    second = digits.prepare(tmp_path)
+    assert info.stat().st_mtime_ns == written
+    assert second.info.splits["train"].num_examples == 1438
+
+
+def test_the_loser_of_a_race_uses_what_the_winner_prepared(tmp_path, monkeypatch):
+    generate = digits.Digits._split_generators
+    winners = []
+
+    def overtaken(self, dl_manager):
+        monkeypatch.setattr(digits.Digits, "_split_generators", generate)
+        winners.append(digits.prepare(tmp_path))
+        return generate(self, dl_manager)
+
+    monkeypatch.setattr(digits.Digits, "_split_generators", overtaken)
+    builder = digits.prepare(tmp_path)
+    assert len(winners) == 1
+    assert len(builder.as_data_source("train")) == 1438
+    assert [path.name for path in (tmp_path / "digits").iterdir()] == ["1.0.0"]
+
+
+def test_a_prepare_that_is_killed_leaves_nothing_half_written(tmp_path):
+    killed = python(
+        "-c",
+        f"""
+import os, signal
+from flaxattn.data import digits
+
+generate = digits.Digits._generate_examples
+def deadly(self, indices):
+    for number, example in enumerate(generate(self, indices)):
+        if number == 300:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield example
+digits.Digits._generate_examples = deadly
+digits.prepare({str(tmp_path)!r})
+""",
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert list(tmp_path.glob("digits/incomplete*")), "killed before it wrote anything"
+    assert len(digits.prepare(tmp_path).as_data_source("train")) == 1438
+
+
+def test_an_error_that_is_no_race_is_raised(tmp_path):
+    (tmp_path / "digits").write_text("a file where the folder should be")
+    with pytest.raises(OSError, match="digits"):
+        digits.prepare(tmp_path)
+
+
+def test_the_command_prepares_and_prints_a_line(tmp_path):
+    done = python("-m", "flaxattn.data.digits", "--data_dir", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"digits is prepared in {tmp_path}/digits/1.0.0: 1438 train, 359 test images"
+    ]

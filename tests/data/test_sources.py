@@ -1,0 +1,285 @@
+import io
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+from PIL import Image
+
+from flaxattn.data import digits, open_source, require_same_classes
+from flaxattn.errors import InputError
+
+
+def encoded(colour, *, size=(6, 5), form="PNG"):
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, format=form)
+    return file.getvalue()
+
+
+def tfds_config(name, data_dir):
+    return {"source": "tfds", "name": name, "data_dir": str(data_dir)}
+
+
+def folder_config(root):
+    return {"source": "folder", "name": "", "data_dir": str(root)}
+
+
+def one_sentence(error):
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+# Prepared TFDS sets
+
+
+def test_digits_are_prepared_on_the_spot(tmp_path):
+    config = tfds_config("digits", tmp_path)
+    train, test = open_source(config, "train"), open_source(config, "test")
+    assert (len(train), len(test)) == (1438, 359)
+    assert train.class_names == tuple("0123456789")
+    assert train.num_classes == 10
+    record = train[12]
+    assert record["name"] == "digits/train[12]"
+    assert type(record["label"]) is int
+    assert record["image"].startswith(b"\x89PNG")
+
+
+def test_images_and_labels_belong_together(data_dir):
+    reference = digits.prepare(data_dir).as_data_source("test")
+    source = open_source(tfds_config("digits", data_dir), "test")
+    for index in (0, 17, 358):
+        image = np.asarray(Image.open(io.BytesIO(source[index]["image"])))
+        np.testing.assert_array_equal(image, reference[index]["image"][..., 0])
+        assert source[index]["label"] == reference[index]["label"]
+
+
+def test_a_config_dict_serves_as_well(data_dir):
+    config = ConfigDict(tfds_config("digits", data_dir))
+    assert len(open_source(config, "train[:10]")) == 10
+
+
+def test_slices_and_sums_of_splits(data_dir):
+    config = tfds_config("digits", data_dir)
+    assert len(open_source(config, "train+test")) == 1797
+    assert len(open_source(config, "train[90%:]")) == 144
+    assert len(open_source(config, "all")) == 1797
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_tfds_source_survives_pickling(data_dir, monkeypatch, in_memory):
+    if not in_memory:
+        monkeypatch.setattr("flaxattn.data.sources.HELD_IN_MEMORY", 0)
+    source = open_source(tfds_config("digits", data_dir), "train[:20]")
+    pickled = pickle.dumps(source)
+    assert len(pickled) < 1000, "records or TFDS objects travel along"
+    copied = pickle.loads(pickled)
+    assert [copied[i] for i in range(20)] == [source[i] for i in range(20)]
+
+
+class Rooms(tfds.core.GeneratorBasedBuilder):
+    """Keys of its own, an unlabelled test split, or several images, by config."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [  # noqa: RUF012
+        tfds.core.BuilderConfig(name=name) for name in ("plain", "named", "stereo", "nested")
+    ]
+    code_path = None
+
+    def _info(self):
+        image = tfds.features.Image(shape=(None, None, 3))
+        label = tfds.features.ClassLabel(names=["hall", "attic"])
+        keys = {
+            "plain": {"photo": image, "kind": label, "note": tfds.features.Text()},
+            "named": {"photo": image, "depth": image, "kind": label},
+            "stereo": {"left": image, "right": image, "kind": label},
+            "nested": {"photo": image, "objects": {"kind": label}},
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(keys[self.builder_config.name]),
+            supervised_keys=("photo", "kind") if self.builder_config.name == "named" else None,
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(1), "test": self._generate_examples(-1)}
+
+    def _generate_examples(self, label):
+        values = {"photo": (250, 0, 0), "left": (1, 1, 1), "right": (2, 2, 2), "depth": (3, 3, 3)}
+        for key in range(3):
+            example = {}
+            for name in self.info.features:
+                if name in values:
+                    example[name] = io.BytesIO(encoded(values[name]))
+            example |= {"kind": label, "note": "x", "objects": {"kind": label}}
+            yield key, {name: example[name] for name in self.info.features}
+
+
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rooms")
+    for config in Rooms.BUILDER_CONFIGS:
+        Rooms(data_dir=folder, config=config.name).download_and_prepare(file_format="array_record")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["rooms/plain", "rooms/named", "rooms/plain:1.0.0"])
+def test_the_keys_are_found_from_the_features(rooms, name):
+    source = open_source(tfds_config(name, rooms), "train")
+    assert source.class_names == ("hall", "attic")
+    assert source[2] == {"image": encoded((250, 0, 0)), "label": 1, "name": "rooms/train[2]"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("rooms/stereo", "kind: ClassLabel, left: Image, right: Image"),
+        ("rooms/nested", "objects: FeaturesDict, photo: Image"),
+    ],
+)
+def test_a_set_that_is_not_for_classification_is_refused(rooms, name, kinds):
+    with pytest.raises(InputError, match=kinds) as error:
+        open_source(tfds_config(name, rooms), "train")
+    assert "choose a set for image classification" in one_sentence(error)
+
+
+def test_a_record_without_a_label_is_refused(rooms):
+    source = open_source(tfds_config("rooms/plain", rooms), "test")
+    with pytest.raises(InputError, match=r"rooms/test\[1\] has no label"):
+        source[1]
+
+
+def test_a_set_that_is_not_prepared_names_the_command(tmp_path):
+    with pytest.raises(InputError, match="not prepared") as error:
+        open_source(tfds_config("imagenet2012", tmp_path), "train")
+    message = one_sentence(error)
+    assert f"tfds build imagenet2012 --file_format=array_record --data_dir={tmp_path}`" in message
+    assert "did you mean" not in message
+
+
+def test_a_misspelt_set_gets_the_nearest_names(tmp_path):
+    with pytest.raises(InputError, match="TFDS has none of this name, did you mean") as error:
+        open_source(tfds_config("imagnet2012", tmp_path), "train")
+    assert "imagenet2012" in one_sentence(error)
+
+
+def test_a_name_like_no_other_gets_no_guess(tmp_path):
+    with pytest.raises(InputError, match=r"TFDS has none of this name$"):
+        open_source(tfds_config("qqqqqqqqqqqq", tmp_path), "train")
+
+
+def test_a_set_prepared_in_another_format_is_refused(tmp_path, data_dir):
+    shutil.copytree(data_dir, tmp_path, dirs_exist_ok=True)
+    (info,) = tmp_path.glob("digits/*/dataset_info.json")
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"}))
+    with pytest.raises(InputError, match="prepared as tfrecord, and only array_record") as error:
+        open_source(tfds_config("digits", tmp_path), "train")
+    message = one_sentence(error)
+    assert f"delete {info.parent}" in message
+    assert f"run `python -m flaxattn.data.digits --data_dir={tmp_path}`" in message
+
+
+@pytest.mark.parametrize("split", ["tset", "train+tset", "tset[:5]"])
+def test_an_unknown_split_gets_the_known_ones(data_dir, split):
+    with pytest.raises(InputError, match=r"did you mean test\? Known: test, train\.") as error:
+        open_source(tfds_config("digits", data_dir), split)
+    one_sentence(error)
+
+
+@pytest.mark.parametrize("split", ["train[:300%]", "train[a:b]", "train[5:5]"])
+def test_a_slice_that_selects_nothing_is_refused(data_dir, split):
+    with pytest.raises(InputError, match="slice such as") as error:
+        open_source(tfds_config("digits", data_dir), split)
+    assert split in one_sentence(error)
+
+
+def test_an_unknown_source_gets_the_known_ones():
+    with pytest.raises(InputError, match="unknown source 'folders': did you mean folder"):
+        open_source({"source": "folders", "name": "", "data_dir": ""}, "train")
+
+
+# Folders
+
+
+@pytest.fixture
+def root(tmp_path):
+    """train and val of two classes, in three formats of names, with things to be passed over."""
+    files = {
+        "train/dog/b.png": encoded((1, 2, 3)),
+        "train/dog/A.JPG": encoded((4, 5, 6), form="JPEG"),
+        "train/cat/c.jpeg": encoded((7, 8, 9), form="JPEG", size=(3, 9)),
+        "train/cat/notes.txt": b"",
+        "train/cat/.hidden.png": b"",
+        "train/.cache/x.png": b"",
+        "val/dog/d.png": encoded((1, 1, 1)),
+        "val/cat/e.png": encoded((2, 2, 2)),
+        "README.md": b"",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    return tmp_path
+
+
+def test_a_folder_per_class(root):
+    source = open_source(folder_config(root), "train")
+    assert source.class_names == ("cat", "dog")
+    assert source.num_classes == 2
+    names = ["cat/c.jpeg", "dog/A.JPG", "dog/b.png"]
+    assert [source[i]["name"] for i in range(3)] == [f"{root}/train/{name}" for name in names]
+    assert [source[i]["label"] for i in range(3)] == [0, 1, 1]
+    assert source[2]["image"] == (root / "train/dog/b.png").read_bytes()
+    assert len(source) == 3
+    assert pickle.loads(pickle.dumps(source))[1] == source[1]
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(root, monkeypatch):
+    monkeypatch.setenv("HOME", str(root.parent))
+    assert len(open_source(folder_config(Path("~", root.name)), "val")) == 2
+
+
+def test_the_same_classes_pass(root):
+    config = folder_config(root)
+    require_same_classes(open_source(config, "train"), open_source(config, "val"))
+
+
+def test_other_classes_are_named(root):
+    (root / "val/dog").rename(root / "val/wolf")
+    config = folder_config(root)
+    with pytest.raises(InputError, match="differ") as error:
+        require_same_classes(open_source(config, "train"), open_source(config, "val"))
+    message = one_sentence(error)
+    assert "1 only in training (dog) and 1 only in evaluation (wolf)" in message
+
+
+@pytest.mark.parametrize("root", ["", "/nowhere/at/all"])
+def test_a_missing_root_is_a_sentence(root):
+    with pytest.raises(InputError, match="there is no folder") as error:
+        open_source(folder_config(root), "train")
+    assert "root/train/<class>" in one_sentence(error)
+
+
+def test_an_empty_root_is_a_sentence(tmp_path):
+    with pytest.raises(InputError, match="holds no folders: lay it out as root/train/<class>"):
+        open_source(folder_config(tmp_path), "train")
+
+
+def test_a_missing_folder_of_a_split_gets_the_present_ones(root):
+    with pytest.raises(InputError, match=r"unknown split of .*: 'test': .* Known: train, val\."):
+        open_source(folder_config(root), "test")
+
+
+def test_a_split_without_class_folders_is_a_sentence(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(InputError, match="has no class folders: lay it out as"):
+        open_source(folder_config(tmp_path), "train")
+
+
+def test_a_class_without_images_is_named(root):
+    (root / "train/empty").mkdir()
+    with pytest.raises(InputError, match=r"train/empty' holds no image: put \.jpg"):
+        open_source(folder_config(root), "train")
