@@ -15,6 +15,7 @@ from flaxattn.conv import Conv, Initializer, kaiming_fan_out, torch_default
 from flaxattn.errors import unknown
 from flaxattn.models.placement import LayerFactory, Placement, namings, place
 from flaxattn.norm import BatchNorm
+from flaxattn.precision import at_least_float32
 
 
 class ResidualBlock(nn.Module):
@@ -208,7 +209,10 @@ class ResNet(nn.Module):
             setattr(self, f"layer{stage}", blocks)
         if self.num_classes:
             self.fc = nn.Dense(
-                self.num_classes, param_dtype=self.param_dtype, kernel_init=torch_default
+                self.num_classes,
+                dtype=at_least_float32(self.dtype or self.param_dtype),
+                param_dtype=self.param_dtype,
+                kernel_init=torch_default,
             )
 
     def __call__(self, images: Array, train: bool = False) -> Array:

@@ -1,0 +1,77 @@
+"""Models by name, and what the package exports."""
+
+import importlib.metadata
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+import flaxattn
+from flaxattn import MODELS, InputError, create_model
+from flaxattn.models import ResNet
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_answers_logits_and_features(name):
+    model = create_model(name, num_classes=7, attention="se")
+    x = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    logits = jax.eval_shape(model.apply, variables, x)
+    assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
+    maps = jax.eval_shape(lambda v, x: model.apply(v, x, method="features"), variables, x)
+    assert tuple(m.shape[-1] for m in maps) == model.feature_channels
+
+
+def test_config_is_all_it_takes():
+    config = ConfigDict(
+        {
+            "name": "resnet10",
+            "num_classes": 3,
+            "stem": "small",
+            "attention": {"name": "se", "reduction": 4, "stages": (2,), "position": "mid"},
+        }
+    )
+    model = create_model(**config)
+    assert isinstance(model, ResNet)
+    assert (model.num_classes, model.stem) == (3, "small")
+    assert (model.attention.stages, model.attention.position) == ((2,), "mid")
+    assert model.attention.factory().reduction == 4
+
+
+def test_models_can_be_static_arguments():
+    model = create_model("resnet10", attention="se", context={"name": "se", "stages": [1]})
+    assert hash(model) == hash(model.clone())
+    assert model == model.clone()
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"name": "resnet51"}, "^unknown model 'resnet51': did you mean resnet50.*Known: resnet10"),
+        ({"name": "resnet18", "atention": "se"}, "field of resnet18 'atention'.*mean attention"),
+        ({"name": "resnet18", "parent": None}, "unknown field of resnet18 'parent'"),
+        ({"name": "resnet18", "attention": "psa"}, "three papers"),
+    ],
+)
+def test_unknown_names_are_refused(fields, sentence):
+    with pytest.raises(InputError, match=sentence):
+        create_model(**fields)
+
+
+def test_version_is_the_distributions():
+    assert flaxattn.__version__ == importlib.metadata.version("flaxattn")
+
+
+def test_import_is_light_and_touches_no_device():
+    code = """
+import sys
+import flaxattn
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized()
+for name in ("torch", "tensorflow", "orbax", "grain", "tensorflow_datasets", "optax.losses"):
+    assert name not in sys.modules, name
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

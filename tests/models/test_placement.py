@@ -1,0 +1,327 @@
+"""Each slot puts its layer where it says, and nowhere else."""
+
+import functools
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.typing import DTypeLike
+from ml_collections import ConfigDict
+
+from flaxattn import ATTENTION, BatchNorm, Conv, InputError, create_model, weights
+from flaxattn.attention import CBAM, EfficientChannel, SqueezeExcite
+from flaxattn.models import ResNet
+from flaxattn.models.placement import Placement, place
+
+SIZES = (2, 1, 3)
+X = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+
+
+class Probe(nn.Module):
+    """Scales its input by a parameter, and sows what it saw."""
+
+    scale: float = 1.0
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    role: ClassVar[str] = "recalibrate"
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        self.sow("intermediates", "seen", x)
+        return x * self.param("scale", nn.initializers.constant(self.scale), (), self.param_dtype)
+
+
+class ProbeConv(nn.Module):
+    """A 3x3 convolution that sows what it saw, in train mode only."""
+
+    features: int
+    strides: int = 1
+    norm: object = None
+
+    role: ClassVar[str] = "convolution"
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        if train:
+            self.sow("intermediates", "seen", x)
+        return Conv(self.features, 3, strides=self.strides, use_bias=False, name="inner")(x)
+
+
+def blocks_with(model, name):
+    """The blocks that have a submodule `name`, as (stage, block)."""
+    params = jax.eval_shape(model.init, jax.random.key(0), X)["params"]
+    return {
+        tuple(int(number) for number in block.removeprefix("layer").split("_"))
+        for block, children in params.items()
+        if name in children
+    }
+
+
+EVERY = {(1, 0), (1, 1), (2, 0), (3, 0), (3, 1), (3, 2)}
+LAST = {(1, 1), (2, 0), (3, 2)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "blocks"),
+    [
+        ({}, EVERY),
+        ({"stages": (2, 3)}, {(2, 0), (3, 0), (3, 1), (3, 2)}),
+        ({"stages": 3}, {(3, 0), (3, 1), (3, 2)}),
+        ({"blocks": "last"}, LAST),
+        ({"blocks": 0}, {(1, 0), (2, 0), (3, 0)}),
+        ({"stages": [1, 3], "blocks": [1]}, {(1, 1), (3, 1)}),
+        ({"stages": (3,), "blocks": (0, 2)}, {(3, 0), (3, 2)}),
+        ({"stages": ()}, set()),
+    ],
+)
+@pytest.mark.parametrize("as_config", [dict, ConfigDict])
+def test_stages_and_blocks_choose_the_blocks(fields, blocks, as_config):
+    model = ResNet(SIZES, "basic", width=16, attention=as_config({"name": "se", **fields}))
+    assert blocks_with(model, "se") == blocks
+
+
+@pytest.mark.parametrize(
+    ("slot", "value", "name", "blocks"),
+    [
+        ("attention", Probe, "se", EVERY),
+        ("context", Probe, "context", LAST),
+        ("context", "se", "context", LAST),
+        ("context", {"name": "se", "blocks": "all"}, "context", EVERY),
+        ("attention", functools.partial(Probe, scale=2.0), "se", EVERY),
+        ("attention", CBAM.official, "se", EVERY),
+        ("attention", functools.partial(CBAM.official, reduction=4), "se", EVERY),
+        ("attention", Placement(Probe, stages=(2,)), "se", {(2, 0)}),
+    ],
+    ids=str,
+)
+def test_slots_take_factories_names_and_placements(slot, value, name, blocks):
+    model = ResNet(SIZES, "basic", width=16, **{slot: value})
+    assert blocks_with(model, name) == blocks
+
+
+def seen_by(model):
+    """What the model's layers saw and answered in train mode."""
+    x = jax.random.normal(jax.random.key(1), X.shape)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    # At initialisation all branches are alike: tell the parameters apart.
+    leaves, tree = jax.tree.flatten(variables["params"])
+    leaves = [leaf * (1 + 0.1 * math.sin(i)) for i, leaf in enumerate(leaves)]
+    variables = variables | {"params": jax.tree.unflatten(tree, leaves)}
+    run = jax.jit(
+        functools.partial(
+            model.apply,
+            train=True,
+            mutable=["batch_stats", "intermediates"],
+            capture_intermediates=True,
+        )
+    )
+    _, moved = run(variables, x)
+    return moved["intermediates"]
+
+
+def answer(intermediates, *path):
+    for name in path:
+        intermediates = intermediates[name]
+    (value,) = intermediates["__call__"]
+    return value
+
+
+def only_block(stage, block, position="out"):
+    """A layer that triples what it sees, in one block."""
+    return Placement(functools.partial(Probe, 3.0), (stage,), (block,), position)
+
+
+@pytest.mark.parametrize(("block", "last_norm"), [("basic", "bn2"), ("bottleneck", "bn3")])
+def test_attention_stands_between_the_last_norm_and_the_add(block, last_norm):
+    intermediates = seen_by(ResNet((2, 2), block, width=4, attention=only_block(2, 1)))
+    inner = intermediates["layer2_1"]
+    (seen,) = inner["se"]["seen"]
+    np.testing.assert_array_equal(seen, answer(inner, last_norm))
+    assert_sum(answer(inner), answer(intermediates, "layer2_0"), answer(inner, "se"))
+    assert_moves(answer(inner, "se"), seen)
+
+
+@pytest.mark.parametrize(
+    ("block", "middle_norm", "last_norm"), [("basic", "bn1", "bn2"), ("bottleneck", "bn2", "bn3")]
+)
+def test_attention_in_the_mid_follows_the_middle_relu(block, middle_norm, last_norm):
+    intermediates = seen_by(ResNet((2, 2), block, width=4, attention=only_block(2, 1, "mid")))
+    inner = intermediates["layer2_1"]
+    (seen,) = inner["se"]["seen"]
+    np.testing.assert_array_equal(seen, jax.nn.relu(answer(inner, middle_norm)))
+    assert_sum(answer(inner), answer(intermediates, "layer2_0"), answer(inner, last_norm))
+    assert_moves(answer(inner, "se"), seen)
+
+
+def assert_sum(block, shortcut, branch):
+    np.testing.assert_allclose(block, jax.nn.relu(shortcut + branch), rtol=1e-5, atol=1e-5)
+
+
+def assert_moves(answered, seen):
+    np.testing.assert_allclose(answered, 3 * seen, rtol=0.5)
+    assert float(jnp.abs(answered - seen).max()) > 1
+
+
+def test_context_sees_the_block_after_add_and_relu():
+    intermediates = seen_by(ResNet((2, 2), "basic", width=4, context=only_block(1, 1)))
+    inner = intermediates["layer1_1"]
+    (seen,) = inner["context"]["seen"]
+    assert_sum(seen, answer(intermediates, "layer1_0"), answer(inner, "bn2"))
+    np.testing.assert_array_equal(answer(inner), answer(inner, "context"))
+    assert_moves(answer(inner), seen)
+
+
+@pytest.mark.parametrize(
+    ("block", "index", "before"), [("basic", 1, None), ("bottleneck", 2, "bn1")]
+)
+def test_conv_replaces_the_middle_convolution(block, index, before):
+    fields = {"stage_sizes": (1, 1), "block": block, "width": 4}
+    intermediates = seen_by(ResNet(**fields, conv=ProbeConv))
+    inner = intermediates["layer2_0"]
+    (seen,) = inner[f"conv{index}"]["seen"]
+    expected = (
+        answer(intermediates, "layer1_0") if before is None else jax.nn.relu(answer(inner, before))
+    )
+    np.testing.assert_array_equal(seen, expected)
+    middle = answer(inner, f"conv{index}")
+    assert middle.shape[1] == seen.shape[1] // 2
+    assert middle.shape[-1] == 8
+
+
+def test_conv_with_a_norm_of_its_own_takes_the_blocks_place():
+    fields = {"stage_sizes": (1, 1), "block": "bottleneck", "width": 4}
+    for norm, has_norm in ((None, True), (BatchNorm, False)):
+        conv = Placement(functools.partial(ProbeConv, norm=norm), stages=(2,))
+        params = jax.eval_shape(ResNet(**fields, conv=conv).init, jax.random.key(0), X)["params"]
+        assert ("bn2" in params["layer2_0"]) == has_norm
+        assert "bn2" in params["layer1_0"]
+
+
+def test_dtypes_reach_the_layers_unless_the_placement_sets_them():
+    placement = Placement(functools.partial(Probe, dtype=jnp.float16))
+    made = placement.with_defaults(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, norm=BatchNorm)()
+    assert made.dtype == jnp.float16
+    assert made.param_dtype == jnp.bfloat16
+
+    model = ResNet(
+        (1, 1), "basic", width=16, attention="se", dtype=jnp.bfloat16, param_dtype=jnp.bfloat16
+    )
+    params = jax.eval_shape(model.init, jax.random.key(0), X)["params"]
+    assert params["layer1_0"]["se"]["fc1"]["kernel"].dtype == jnp.bfloat16
+
+
+def roles(*names):
+    return [name for name, make in sorted(ATTENTION.items()) if Placement(make).layer.role in names]
+
+
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+@pytest.mark.parametrize("slot", ["attention", "attention-mid", "context"])
+@pytest.mark.parametrize("name", roles("recalibrate", "context"))
+def test_every_layer_works_in_the_branch_and_after_the_add(name, slot, block):
+    slot, _, position = slot.partition("-")
+    placement = {"name": name, **({"position": position} if position else {})}
+    check_trains(create_model("resnet10", block=block, **{slot: placement}))
+
+
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+@pytest.mark.parametrize("name", roles("convolution"))
+def test_every_convolution_works_in_place_of_the_middle_one(name, block):
+    check_trains(create_model("resnet10", block=block, conv={"name": name}))
+
+
+def check_trains(model):
+    """A train step can be traced, with gradients for all parameters, and logits come out."""
+    x = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    logits = jax.eval_shape(model.apply, variables, x)
+    assert logits.shape == (2, 1000)
+
+    def loss(params, variables, x):
+        logits, _ = model.apply(
+            variables | {"params": params},
+            x,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
+        return logits.sum()
+
+    gradients = jax.eval_shape(jax.grad(loss), variables["params"], variables, x)
+    assert jax.tree.structure(gradients) == jax.tree.structure(variables["params"])
+
+
+def test_namings_are_held_to_the_slots_submodules():
+    model = create_model("resnet10", attention="cbam", conv="sk", context={"name": "se"})
+    assert ("se.ca", "se.channel") in model.namings["article_s0"]
+    assert model.namings["articles"] == (
+        ("conv1.fc.0", "conv1.fc1", "linear"),
+        ("conv1.fc.2", "conv1.fc2", "linear"),
+        ("context.fc.0", "context.fc1", "linear"),
+        ("context.fc.2", "context.fc2", "linear"),
+    )
+    bottleneck = create_model("resnet50", conv="sk")
+    assert bottleneck.namings["articles"][0] == ("conv2.fc.0", "conv2.fc1", "linear")
+
+
+def test_a_models_weights_go_out_and_come_back_under_a_layers_naming():
+    model = ResNet((1, 1), "basic", width=16, attention={"name": "se", "variant": "article_s0"})
+    shapes = jax.eval_shape(model.init, jax.random.key(0), X)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("float32"), shapes)
+    tensors = weights.to_torch(variables, "articles", module=model)
+    assert tensors["layer2.0.se.fc.0.weight"].shape == (2, 32)
+    assert tensors["layer2.0.downsample.0.weight"].shape == (32, 16, 1, 1)
+    assert tensors["layer1.0.conv1.weight"].shape == (16, 16, 3, 3)
+    loaded = weights.load(model, tensors, X.shape)
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+
+@pytest.mark.parametrize(
+    ("slot", "value", "sentence"),
+    [
+        ("attention", "sk", r"^sk replaces a convolution: pass conv=dict\(name='sk'\)\.$"),
+        ("context", "sk", "sk replaces a convolution"),
+        ("conv", "se", r"se keeps its input's shape.*pass attention=dict\(name='se'\)"),
+        ("attention", "simplified_psa", "simplified_psa is a head"),
+        ("attention", SqueezeExcite(), r"weights all blocks would share: pass the class"),
+        ("attention", nn.Dense, "Dense does not say its role"),
+        ("attention", 3, "3 makes no layer"),
+        ("attention", lambda **fields: Probe(**fields), "makes no layer"),
+        ("attention", {"stages": (1,)}, "does not say which mechanism"),
+        ("attention", "sse", "unknown attention 'sse': did you mean se"),
+        ("attention", {"name": "se", "reducton": 4}, "field of se 'reducton': did you mean reduc"),
+        ("attention", {"name": "se", "variant": "tim"}, "variant of se 'tim': did you mean timm"),
+        ("attention", {"name": "se", "stages": (4,)}, "attention in stage 4.* stages 1 to 3"),
+        ("attention", {"name": "se", "stages": 0}, "attention in stage 0"),
+        ("attention", {"name": "se", "stages": "last"}, "'all' or a tuple of 1 to 3"),
+        ("attention", {"name": "se", "blocks": "first"}, "'all', 'last' or a tuple"),
+        ("attention", {"name": "se", "blocks": (1,)}, "block 1 of stage 2.*blocks 0 to 0"),
+        ("attention", {"name": "se", "blocks": -1}, "block -1 of stage 1"),
+        ("attention", {"name": "se", "position": "middle"}, "position 'middle'.*mid"),
+        ("context", {"name": "se", "position": "out"}, "context has one position only"),
+        ("attention", Placement(EfficientChannel, position="in"), "position 'in'"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_placed_is_refused_in_a_sentence(slot, value, sentence):
+    with pytest.raises(InputError, match=sentence):
+        place(slot, value, SIZES)
+    with pytest.raises(InputError, match=sentence):
+        ResNet(SIZES, **{slot: value})
+
+
+def test_role_counts_for_user_layers_too():
+    class Unfinished(nn.Module):
+        role: ClassVar[str] = "convolution"
+
+    with pytest.raises(InputError, match="Unfinished replaces a convolution"):
+        place("attention", Unfinished, SIZES)
+
+
+def test_nothing_is_placed_for_none():
+    assert place("attention", None, SIZES) is None
