@@ -22,7 +22,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def create_model(
-    name: str, *, num_classes: int = 1000, attention: Any = None, **fields: Any
+    name: str, num_classes: int = 1000, attention: Any = None, **fields: Any
 ) -> nn.Module:
     """The backbone `name` of MODELS, with attention where `attention` says.
 

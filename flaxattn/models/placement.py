@@ -28,16 +28,24 @@ class Placement:
 
     Fields:
         factory: a Linen class, a classmethod that makes one, or a `functools.partial` of either.
-        stages: "all" or the stages' numbers, from 1.
-        blocks: of these stages: "all", "last", or the blocks' indices, from 0 (layer2_0).
+        stages: "all" or the stages' numbers, from 1; a single one may stand for itself.
+        blocks: of these stages: "all", "last", or the blocks' indices, from 0 (layer2_0); likewise.
         position: of an attention layer in the residual branch: "out", after the last norm before
             the add, or "mid", after the middle convolution, its norm and its ReLU.
     """
 
     factory: LayerFactory
-    stages: str | tuple[int, ...] = "all"
-    blocks: str | tuple[int, ...] = "all"
+    stages: Any = "all"
+    blocks: Any = "all"
     position: str = "out"
+
+    def __post_init__(self) -> None:
+        for name in ("stages", "blocks"):
+            value = getattr(self, name)
+            if isinstance(value, int):
+                object.__setattr__(self, name, (value,))
+            elif not isinstance(value, str):
+                object.__setattr__(self, name, tuple(value))
 
     @property
     def layer(self) -> type[nn.Module]:
@@ -112,8 +120,11 @@ def _from_mapping(slot: str, fields: dict[str, Any]) -> Placement:
     name, variant = fields.pop("name"), fields.pop("variant", None)
     if "position" in fields and slot != "attention":
         raise InputError(f"{slot} has one position only: position=... belongs to attention.")
-    stages = _indices(fields.pop("stages", "all"))
-    blocks = _indices(fields.pop("blocks", _BLOCKS[slot]))
+    for field in ("features", "strides"):
+        if slot == "conv" and field in fields:
+            raise InputError(f"{field} of the conv slot follow from the block: leave them out.")
+    stages = fields.pop("stages", "all")
+    blocks = fields.pop("blocks", _BLOCKS[slot])
     position = fields.pop("position", "out")
     supplied = _supplied_by_block(name)
     create_attention(name, variant=variant, **supplied, **fields, parent=None)  # or InputError
@@ -125,12 +136,6 @@ def _supplied_by_block(name: str) -> dict[str, Any]:
     """The fields of a mechanism that no placement gives."""
     role = getattr(_layer(ATTENTION.get(name)), "role", None)
     return {"features": 1} if role in ("convolution", "head") else {}
-
-
-def _indices(value: Any) -> Any:
-    if isinstance(value, str):
-        return value
-    return (value,) if isinstance(value, int) else tuple(value)
 
 
 def _layer(factory: Any) -> type[nn.Module]:

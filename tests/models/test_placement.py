@@ -95,7 +95,7 @@ def test_stages_and_blocks_choose_the_blocks(fields, blocks, as_config):
         ("attention", functools.partial(Probe, scale=2.0), "se", EVERY),
         ("attention", CBAM.official, "se", EVERY),
         ("attention", functools.partial(CBAM.official, reduction=4), "se", EVERY),
-        ("attention", Placement(Probe, stages=(2,)), "se", {(2, 0)}),
+        ("attention", Placement(Probe, stages=2), "se", {(2, 0)}),
     ],
     ids=str,
 )
@@ -303,6 +303,8 @@ def test_a_models_weights_go_out_and_come_back_under_a_layers_naming():
         ("attention", {"name": "se", "blocks": (1,)}, "block 1 of stage 2.*blocks 0 to 0"),
         ("attention", {"name": "se", "blocks": -1}, "block -1 of stage 1"),
         ("attention", {"name": "se", "position": "middle"}, "position 'middle'.*mid"),
+        ("conv", {"name": "sk", "features": 8}, "features of the conv slot follow from the block"),
+        ("conv", {"name": "sk", "strides": 2}, "strides of the conv slot follow from the block"),
         ("context", {"name": "se", "position": "out"}, "context has one position only"),
         ("attention", Placement(EfficientChannel, position="in"), "position 'in'"),
     ],
