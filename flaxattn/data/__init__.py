@@ -6,6 +6,7 @@
 Every function here that takes a `config` takes the experiment's `config.data`.
 """
 
+from flaxattn.data.pipeline import Batch as Batch
 from flaxattn.data.pipeline import eval_batches as eval_batches
 from flaxattn.data.pipeline import train_batches as train_batches
 from flaxattn.data.sources import Source as Source

@@ -27,7 +27,7 @@ class Classification:
 
     def loss(self, logits: Array, targets: Array) -> Array:
         """Cross-entropy of each example: logits and targets (N, K) -> (N,), in nats."""
-        return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
+        return -jnp.sum(targets.astype(logits.dtype) * jax.nn.log_softmax(logits), axis=-1)
 
     def metrics(self, logits: Array, labels: Array) -> dict[str, Array]:
         """Per example (N,): plain cross-entropy, and whether the best one and five classes hit.
@@ -37,10 +37,11 @@ class Classification:
         of_label = jnp.take_along_axis(logits, labels[:, None], axis=-1)
         better = jnp.sum(logits > of_label, axis=-1)
         hard = jax.nn.one_hot(labels, self.num_classes, dtype=logits.dtype)
+        guesses = jnp.argmax(logits, axis=-1).astype(labels.dtype)
         # Argmax, not `better == 0`: logits that are all equal are one guess, not a hit each.
         found = {
             "loss": self.loss(logits, hard),
-            "accuracy": (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32),
+            "accuracy": (guesses == labels).astype(jnp.float32),
         }
         if self.num_classes > 5:
             found["top5"] = (better < 5).astype(jnp.float32)

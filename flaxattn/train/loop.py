@@ -5,7 +5,7 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -14,14 +14,17 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from flaxattn.data import (
+    Batch,
     eval_batches,
     eval_transform,
     open_source,
+    require_same_classes,
     train_batches,
     train_transform,
 )
-from flaxattn.errors import InputError
+from flaxattn.errors import InputError, unknown
 from flaxattn.models import create_model
+from flaxattn.precision import at_least_float32
 from flaxattn.tasks import Classification
 from flaxattn.train import workdir as workdirs
 from flaxattn.train.checkpoint import Checkpoints
@@ -78,8 +81,12 @@ def run(
     total_steps = round(config.epochs * data.steps_per_epoch)
     eval_every = max(round(config.eval_every * data.steps_per_epoch), 1)
 
+    dtype = _dtype(config)
     model = create_model(
-        num_classes=data.num_classes, dtype=jnp.dtype(config.dtype), **config.model
+        num_classes=data.num_classes,
+        dtype=dtype,
+        param_dtype=at_least_float32(dtype),
+        **config.model,
     )
     task = Classification(data.num_classes, label_smoothing=config.label_smoothing)
     schedule = learning_rate(
@@ -88,7 +95,7 @@ def run(
     optimizer = make_optimizer(config.optim, schedule)
     train_step = make_train_step(model, task, optimizer, schedule, mesh, config)
     eval_step = make_eval_step(model, task, mesh)
-    new_sums = jax.jit(empty_sums, out_shardings=replicated(mesh))
+    new_sums = jax.jit(lambda: empty_sums(config), out_shardings=replicated(mesh))
 
     if leader:
         workdirs.claim(workdir, config)
@@ -106,8 +113,13 @@ def run(
         batch_size=config.batch_size,
     )
     profiler = Profiler(workdir / "profile", config.profile)
-    with contextlib.closing(checkpoints), contextlib.closing(report), _sigterm() as told_to_stop:
-        batches = data.training(start_step) if start_step < total_steps else iter(())
+    batches = data.training(start_step)
+    with (
+        contextlib.closing(checkpoints),
+        contextlib.closing(report),
+        contextlib.closing(batches),
+        _sigterm() as told_to_stop,
+    ):
         sums = new_sums()
         for step in range(start_step + 1, total_steps + 1):
             profiler.before(step)
@@ -158,11 +170,7 @@ class Data:
         self._config = config
         self.train = open_source(config.data, config.data.train_split)
         self.eval = open_source(config.data, config.data.eval_split)
-        if self.train.class_names != self.eval.class_names:
-            raise InputError(
-                f"the splits {config.data.train_split!r} and {config.data.eval_split!r} have "
-                f"different classes: give both the same."
-            )
+        require_same_classes(self.train, self.eval)
         self.num_classes = self.train.num_classes
         self.image_shape = (config.data.image_size, config.data.image_size, config.data.channels)
         # An epoch is a whole number of steps: the rest of a pass opens the next one.
@@ -173,26 +181,22 @@ class Data:
                 f"examples: use at most {len(self.train)}."
             )
 
-    def training(self, start_step: int) -> Iterator:
-        return iter(
-            train_batches(
-                self.train,
-                train_transform(self._config.data),
-                batch_size=self._config.batch_size,
-                seed=self._config.seed,
-                start_step=start_step,
-                **self._share(),
-            )
+    def training(self, start_step: int) -> Generator[Batch, None, None]:
+        return train_batches(
+            self.train,
+            train_transform(self._config.data),
+            batch_size=self._config.batch_size,
+            seed=self._config.seed,
+            start_step=start_step,
+            **self._share(),
         )
 
-    def evaluation(self) -> Iterator:
-        return iter(
-            eval_batches(
-                self.eval,
-                eval_transform(self._config.data),
-                batch_size=self._config.eval_batch_size,
-                **self._share(),
-            )
+    def evaluation(self) -> Generator[Batch, None, None]:
+        return eval_batches(
+            self.eval,
+            eval_transform(self._config.data),
+            batch_size=self._config.eval_batch_size,
+            **self._share(),
         )
 
     def _share(self) -> dict[str, int]:
@@ -201,6 +205,15 @@ class Data:
             "process_count": jax.process_count(),
             "workers": self._config.data.workers,
         }
+
+
+def _dtype(config: ConfigDict) -> jnp.dtype:
+    names = ("float32", "bfloat16", "float64")
+    if config.dtype not in names:
+        raise unknown("dtype", config.dtype, names)
+    if config.dtype == "float64" and not jax.config.values["jax_enable_x64"]:
+        raise InputError("dtype='float64' needs 64-bit JAX: set JAX_ENABLE_X64=1.")
+    return jnp.dtype(config.dtype)
 
 
 def _newest_state(init, seed: int, checkpoints: Checkpoints, mesh: Mesh) -> TrainState:

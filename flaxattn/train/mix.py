@@ -57,9 +57,9 @@ def cutmix(key: Array, images: Array, targets: Array, alpha: float) -> tuple[Arr
 
 def _interval(key: Array, length: int, share: Array) -> Array:
     """Which of `length` pixels lie in an interval of `share` of them about a uniform centre."""
-    centre = jax.random.randint(key, (), 0, length)
+    centre = jax.random.randint(key, (), 0, length, dtype=jnp.int32)
     half = jnp.round(share * length).astype(jnp.int32) // 2
-    pixels = jnp.arange(length)
+    pixels = jnp.arange(length, dtype=jnp.int32)
     return (pixels >= centre - half) & (pixels < centre + half)
 
 

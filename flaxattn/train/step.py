@@ -11,6 +11,7 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from flaxattn.precision import at_least_float32
 from flaxattn.tasks import Classification
 from flaxattn.train.mix import mix
 from flaxattn.train.sharding import by_example, replicated
@@ -20,10 +21,11 @@ Batch = dict[str, Array]
 Sums = dict[str, Array]
 
 
-def empty_sums() -> Sums:
-    """What training adds up on the device between two log lines."""
-    zeros = dict.fromkeys(("loss", "accuracy", "grad_norm", "learning_rate"), jnp.zeros(()))
-    return zeros | {"steps": jnp.zeros(()), "first_bad_step": jnp.full((), -1, jnp.int32)}
+def empty_sums(config: ConfigDict) -> Sums:
+    """What training adds up on the device between two log lines, in float32 or wider."""
+    names = ("loss", "accuracy", "grad_norm", "learning_rate", "steps")
+    zeros = {name: jnp.zeros((), at_least_float32(config.dtype)) for name in names}
+    return zeros | {"first_bad_step": jnp.full((), -1, jnp.int32)}
 
 
 def make_train_step(
@@ -51,7 +53,7 @@ def make_train_step(
         )
         loss = jnp.mean(task.loss(logits, batch["target"]))
         hits = jnp.argmax(logits, -1) == jnp.argmax(batch["target"], -1)
-        aux = {"loss": loss, "accuracy": jnp.mean(hits, dtype=jnp.float32)}
+        aux = {"loss": loss, "accuracy": jnp.mean(hits, dtype=loss.dtype)}
         return loss, (updates.get("batch_stats", {}), aux)
 
     def gradients(params, batch_stats, key, batch):
@@ -66,7 +68,7 @@ def make_train_step(
             return (batch_stats, jax.tree.map(jnp.add, total, (found, aux))), None
 
         zeros = jax.tree.map(jnp.zeros_like, params)
-        empty = {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())}
+        empty = {name: empty_sums(config)[name] for name in ("loss", "accuracy")}
         inputs = (jnp.arange(micro_batches), jax.tree.map(_interleave(micro_batches), batch))
         (batch_stats, total), _ = jax.lax.scan(body, (batch_stats, (zeros, empty)), inputs)
         means = jax.tree.map(lambda t: t / micro_batches, total)
@@ -89,7 +91,10 @@ def make_train_step(
             )
         else:
             found, aux, batch_stats = gradients(state.params, state.batch_stats, dropout_key, mixed)
-        updates, opt_state = optimizer.update(found, state.opt_state, state.params)
+        # optax mixes its integer count with Python floats, which strict promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(found, state.opt_state, state.params)
+            rate = schedule(state.step)
         params = optax.apply_updates(state.params, updates)
         new_state = TrainState(
             step=state.step + 1,
@@ -98,7 +103,7 @@ def make_train_step(
             opt_state=opt_state,
             ema=_averaged(state, params, batch_stats, config.ema_decay),
         )
-        aux |= {"grad_norm": optax.global_norm(found), "learning_rate": schedule(state.step)}
+        aux |= {"grad_norm": optax.global_norm(found), "learning_rate": rate}
         return new_state, _added(sums, aux, new_state.step)
 
     return jax.jit(
@@ -119,7 +124,7 @@ def make_eval_step(
         per_example = task.metrics(logits, batch["label"])
         # where, not a product: a padding row may well be NaN, and NaN times zero is NaN.
         sums = {
-            name: jnp.sum(jnp.where(batch["mask"] > 0, values, 0.0))
+            name: jnp.sum(jnp.where(batch["mask"] > 0, values, jnp.zeros_like(values)))
             for name, values in per_example.items()
         }
         return sums | {"count": jnp.sum(batch["mask"])}
@@ -147,13 +152,17 @@ def _averaged(state: TrainState, params, batch_stats, decay: float):
     t = state.step.astype(jnp.float32)
     rate = jnp.minimum(decay, (1 + t) / (10 + t))
     latest = {"params": params, "batch_stats": batch_stats}
-    return jax.tree.map(lambda old, new: rate * old + (1 - rate) * new, state.ema, latest)
+
+    def moved(old: Array, new: Array) -> Array:
+        return old + (1 - rate).astype(old.dtype) * (new - old)
+
+    return jax.tree.map(moved, state.ema, latest)
 
 
 def _added(sums: Sums, aux: dict[str, Array], step: Array) -> Sums:
     finite = jnp.isfinite(aux["loss"]) & jnp.isfinite(aux["grad_norm"])
     first_bad = sums["first_bad_step"]
-    added = {name: sums[name] + value for name, value in aux.items()}
+    added = {name: sums[name] + value.astype(sums[name].dtype) for name, value in aux.items()}
     return added | {
         "steps": sums["steps"] + 1,
         "first_bad_step": jnp.where((first_bad < 0) & ~finite, step, first_bad),

@@ -79,7 +79,7 @@ def to_torch(
 
 
 def _abstract_variables(module: nn.Module, input_shape: Sequence[int]) -> dict[str, Any]:
-    x = jax.ShapeDtypeStruct(tuple(input_shape), jnp.float32)
+    x = jax.ShapeDtypeStruct(tuple(input_shape), getattr(module, "param_dtype", jnp.float32))
     return jax.eval_shape(module.init, jax.random.key(0), x)
 
 
