@@ -1,11 +1,13 @@
 """Saving and restoring the state: all of Orbax is here."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax.sharding import Sharding
+from jax.sharding import Sharding, SingleDeviceSharding
 
+from flaxattn.errors import InputError
 from flaxattn.train.state import TrainState
 
 
@@ -44,3 +46,37 @@ class Checkpoints:
         """Waits for the save in progress."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def load_variables(workdir: str | Path) -> dict[str, Any]:
+    """What the run in `workdir` has trained, for `model.apply`: {"params", "batch_stats"}.
+
+    They are the newest checkpoint's, on this process's first device: the moving averages where the
+    run keeps them, as in its own evaluation. The model to apply is the config's.
+
+    Raises InputError if there is no checkpoint.
+    """
+    directory = Path(workdir).absolute() / "checkpoints"
+    if not directory.is_dir():
+        raise InputError(f"{workdir} holds no checkpoints: give the work directory of a run.")
+    sharding = SingleDeviceSharding(jax.local_devices()[0])
+    options = ocp.CheckpointManagerOptions(create=False)
+    handler = ocp.PyTreeCheckpointHandler()
+    with ocp.CheckpointManager(directory, options=options, item_handlers=handler) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise InputError(f"the run in {workdir} has saved nothing yet: wait for a checkpoint.")
+        saved = manager.item_metadata(step)
+        names = ("ema",) if saved["ema"] else ("params", "batch_stats")
+        wanted = {name: saved[name] for name in names}
+        restored = manager.restore(
+            step,
+            args=ocp.args.PyTreeRestore(
+                jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), wanted),
+                restore_args=jax.tree.map(
+                    lambda _: ocp.ArrayRestoreArgs(sharding=sharding), wanted
+                ),
+                partial_restore=True,
+            ),
+        )
+    return restored.get("ema", restored)
