@@ -34,6 +34,16 @@ def only_loopback(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A folder in which TFDS's `digits` is prepared."""
+    from flaxattn.data import digits
+
+    folder = tmp_path_factory.mktemp("tfds")
+    digits.prepare(folder)
+    return str(folder)
+
+
 def pytest_terminal_summary(terminalreporter):
     """The largest error of each mechanism against its PyTorch references, as one table."""
     largest = defaultdict(float)

@@ -1,10 +1,8 @@
-"""The digits, prepared once for all tests of this folder, and the config that reads them."""
+"""The config that reads the prepared digits."""
 
 import copy
 
 import pytest
-
-from flaxattn.data import digits
 
 CONFIG = {
     "source": "tfds",
@@ -25,14 +23,6 @@ CONFIG = {
         "erasing": 0.0,
     },
 }
-
-
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-    """A folder in which `digits` is prepared."""
-    folder = tmp_path_factory.mktemp("tfds")
-    digits.prepare(folder)
-    return str(folder)
 
 
 @pytest.fixture
