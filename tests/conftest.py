@@ -14,7 +14,12 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402  (JAX reads its environment when a test module imports it)
+
+# Compilation makes the first example of a test slow, and CI's cores are shared.
+hypothesis.settings.register_profile("flaxattn", deadline=None)
+hypothesis.settings.load_profile("flaxattn")
 
 PARITY_REPORT = Path(__file__).parent.parent / "reports" / "parity.md"
 

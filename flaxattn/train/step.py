@@ -103,7 +103,7 @@ def make_train_step(
             opt_state=opt_state,
             ema=_averaged(state, params, batch_stats, config.ema_decay),
         )
-        aux |= {"grad_norm": optax.global_norm(found), "learning_rate": rate}
+        aux |= {"grad_norm": optax.tree.norm(found), "learning_rate": rate}
         return new_state, _added(sums, aux, new_state.step)
 
     return jax.jit(
@@ -162,7 +162,7 @@ def _averaged(state: TrainState, params, batch_stats, decay: float):
 def _added(sums: Sums, aux: dict[str, Array], step: Array) -> Sums:
     finite = jnp.isfinite(aux["loss"]) & jnp.isfinite(aux["grad_norm"])
     first_bad = sums["first_bad_step"]
-    added = {name: sums[name] + value.astype(sums[name].dtype) for name, value in aux.items()}
+    added = {name: sums[name] + jnp.asarray(v, sums[name].dtype) for name, v in aux.items()}
     return added | {
         "steps": sums["steps"] + 1,
         "first_bad_step": jnp.where((first_bad < 0) & ~finite, step, first_bad),

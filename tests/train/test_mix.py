@@ -23,7 +23,7 @@ def test_mixup_shares_images_as_it_shares_targets(batch, seed):
     np.testing.assert_allclose(images[:, 0, 0, 0], numbers, rtol=1e-5, atol=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**31 - 1), alpha=st.sampled_from([0.2, 1.0, 5.0]))
 def test_cutmix_targets_are_the_areas(batch, seed, alpha):
     images, targets = jax.jit(cutmix, static_argnames="alpha")(
