@@ -1,0 +1,1 @@
+"""Looking at mechanisms and models from outside."""
