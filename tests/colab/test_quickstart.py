@@ -48,14 +48,13 @@ def test_every_mechanism_it_offers_is_an_experiment(notebook):
     assert offered <= SLOTS.keys()
 
 
-def test_it_installs_from_where_the_readme_opens_it(notebook):
-    cloned = re.findall(r"https://github\.com/(\S+/\S+)", str(notebook))
-    badges = re.findall(r"colab\.research\.google\.com/github/([^)]+)", str(notebook))
+def test_it_is_copied_from_where_the_readme_opens_it(notebook):
+    source = "\n".join(cell.source for cell in notebook.cells)
+    copied = re.findall(r"https://github\.com/(\S+)", source)
     readme = (REPOSITORY / "README.md").read_text()
     opened = re.findall(r"colab\.research\.google\.com/github/([^)]+)", readme)
-    assert badges == []
-    assert opened == [f"{cloned[0]}/blob/main/colab/quickstart.ipynb"]
-    assert len(cloned) == 1
+    assert len(copied) == 1, "one place to change"
+    assert opened == [f"{copied[0]}/blob/main/colab/quickstart.ipynb"]
 
 
 @pytest.mark.usefixtures("surroundings")

@@ -1,0 +1,108 @@
+"""What the README and the pages under docs/ say is so: their code runs, their commands exist."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from safetensors.torch import save_file
+
+from configs import digits
+from flaxattn import create_model
+from flaxattn.inspect.catalogue import markdown
+from flaxattn.train.checkpoint import Checkpoints
+from flaxattn.train.state import initialiser
+from flaxattn.train.workdir import flat_fields
+from tests.torch_reference.torchvision_shim import timm
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
+
+
+def commands(page):
+    """The arguments of each `python train.py` in the page's shell blocks."""
+    text = "".join(blocks(page, "sh")).replace("\\\n", " ")
+    return [shlex.split(found) for found in re.findall(r'python train\.py ([^"\n&#]+)', text)]
+
+
+def load_config(name):
+    path, _, argument = name.partition(":")
+    spec = importlib.util.spec_from_file_location("readme_config", ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument)
+
+
+def test_the_table_of_mechanisms_is_fresh():
+    (table,) = re.findall(r"<!-- mechanisms: .* -->\n(.*?)<!-- /mechanisms -->", README, re.S)
+    assert table.strip() == markdown(), "paste what `python -m flaxattn.inspect.catalogue` prints"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_every_command_of_the_pages_can_be_given():
+    train = (ROOT / "train.py").read_text()
+    flags = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', train))
+    found = [command for page in PAGES for command in commands(page)]
+    assert len(found) > 5
+    for command in found:
+        assert command[0] == "--config"
+        fields = flat_fields(load_config(command[1]).to_dict())
+        for word in command[2:]:
+            if word.startswith("--config."):
+                assert word.removeprefix("--config.").partition("=")[0] in fields, word
+            elif word.startswith("--"):
+                assert word[2:] in flags, word
+
+
+def test_every_make_target_of_the_readme_exists():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"make ([a-z]+(?:-[a-z]+)*)", " ".join(blocks(PAGES[0], "sh"))))
+    named |= set(re.findall(r"`make ([a-z-]+)`", README))
+    assert {"train", "test"} <= named <= targets
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A working directory with the files that the snippets read."""
+    monkeypatch.chdir(tmp_path)
+    network = timm.create_model("seresnet50").eval()
+    save_file(network.state_dict(), "model.safetensors")
+    model = create_model(num_classes=10, **digits.get_config("se").model)
+    init = initialiser(model, optax.sgd(0.1), (8, 8, 1), ema=True)
+    checkpoints = Checkpoints(Path("runs/se/checkpoints"), keep=1)
+    checkpoints.save(1, init(jax.random.key(0)))
+    checkpoints.close()
+    return network.state_dict()
+
+
+def test_the_snippets_of_the_readme_run_in_their_order(files):
+    names = {}
+    snippets = blocks(PAGES[0], "python")
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), names)
+
+    assert names["y"].shape == names["x"].shape
+    assert names["logits"].shape == (1, 1000)
+    assert len(names["maps"]) == 4
+    # Stages 3 and 4 of ResNet-50 have nine blocks.
+    assert len(jax.tree.leaves(names["seen"])) == 9
+    assert names["Block"]().init_with_output(jax.random.key(0), names["x"])[0].shape[-1] == 64
+    back = names["state_dict"]
+    assert back.keys() == {key for key in files if "num_batches_tracked" not in key}
+    for key, value in back.items():
+        np.testing.assert_array_equal(value, files[key].numpy())
