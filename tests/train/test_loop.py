@@ -1,0 +1,257 @@
+import itertools
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs import imagenet_resnet50
+from flaxattn.errors import InputError
+from flaxattn.train import loop
+from tests.train.runs import history, losses, newest_state
+
+
+def assert_bit_equal(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def test_a_run_leaves_all_that_people_ask_for(config, tmp_path):
+    result = loop.run(config, tmp_path)
+    assert result["count"] == 359
+    assert 0 < result["accuracy"] < 1
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert (tmp_path / "checkpoints" / "11").is_dir()
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+    with Image.open(tmp_path / "curves.png") as curves:
+        assert curves.format == "PNG"
+    assert losses(tmp_path, "test") == [result["loss"]]
+    assert [step for step, _ in history(tmp_path)] == [4, 8, 11, 11]
+
+
+def test_a_complete_run_is_not_trained_again(config, tmp_path, monkeypatch):
+    first = loop.run(config, tmp_path)
+    monkeypatch.setattr(loop, "make_train_step", None)
+    assert loop.run(config, tmp_path) == first
+
+
+def test_a_run_killed_before_its_result_only_evaluates(config, tmp_path, monkeypatch):
+    first = loop.run(config, tmp_path)
+    (tmp_path / "result.json").unlink()
+    monkeypatch.setattr(loop, "train_batches", lambda *_, **__: iter_with_close())
+    assert loop.run(config, tmp_path) == first
+
+
+def iter_with_close():
+    yield from ()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_devices_do_not_change_the_losses(config, tmp_path, dtype):
+    """In float64 all of the run agrees to the last digits: it is the same function.
+
+    In float32 the first eight steps agree to 1e-5. Then, at a learning rate of 0.1, a rounding
+    error puts one hidden unit on the other side of its ReLU: 1.6e-5 was measured at step 11.
+    """
+    config.log_every = 1
+    config.dtype = dtype
+    with jax.enable_x64(dtype == "float64"):
+        for devices in (1, 8):
+            loop.run(config, tmp_path / str(devices), devices=jax.devices()[:devices])
+    one, eight = losses(tmp_path / "1"), losses(tmp_path / "8")
+    if dtype == "float64":
+        np.testing.assert_allclose(eight, one, rtol=1e-13)
+    else:
+        np.testing.assert_allclose(eight[:8], one[:8], rtol=1e-5)
+
+
+@pytest.mark.parametrize("eval_batch_size", [8, 64, 120, 368])
+def test_each_example_counts_once(config, tmp_path, eval_batch_size):
+    """Whatever the batch size; 359 is a prime number."""
+    config.epochs = 0.2
+    config.eval_batch_size = 359
+    whole = loop.run(config, tmp_path / "whole", devices=jax.devices()[:1])
+    config.eval_batch_size = eval_batch_size
+    found = loop.run(config, tmp_path / "parts")
+    assert found["count"] == 359
+    assert found["accuracy"] == whole["accuracy"]
+    assert found["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+
+
+def test_told_to_stop_it_saves_and_goes_on_bit_equal(config, tmp_path, monkeypatch):
+    loop.run(config, tmp_path / "whole")
+
+    def interrupted(*args, start_step, **kwargs):
+        batches = train_batches(*args, start_step=start_step, **kwargs)
+        for step, batch in enumerate(batches, start_step + 1):
+            if step == 5:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    train_batches = loop.train_batches
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_batches", interrupted)
+        with pytest.raises(loop.Preempted, match=r"after step 5 of 11: all is saved in .*parts"):
+            loop.run(config, tmp_path / "parts")
+    assert signal.getsignal(signal.SIGTERM) is handler
+    loop.run(config, tmp_path / "parts")
+    assert_bit_equal(newest_state(tmp_path / "parts"), newest_state(tmp_path / "whole"))
+    assert losses(tmp_path / "parts", "test") == losses(tmp_path / "whole", "test")
+
+
+def test_a_run_goes_on_with_another_number_of_devices(config, tmp_path, monkeypatch):
+    """Saved on eight devices, resumed on two: the losses of one that never stopped."""
+    config.log_every = 1
+    loop.run(config, tmp_path / "whole")
+    train_batches = loop.train_batches
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            loop, "train_batches", lambda *a, **k: first_batches(train_batches(*a, **k), 9)
+        )
+        with pytest.raises(StopIteration):
+            loop.run(config, tmp_path / "parts")
+    loop.run(config, tmp_path / "parts", devices=jax.devices()[:2])
+    np.testing.assert_allclose(losses(tmp_path / "parts"), losses(tmp_path / "whole"), rtol=1e-5)
+
+
+def first_batches(batches, count):
+    yield from itertools.islice(batches, count)
+    batches.close()
+
+
+def test_a_loss_that_is_not_a_number_names_its_step(config, tmp_path):
+    config.optim.learning_rate = 1e30
+    config.optim.warmup_epochs = 0.0
+    config.checkpoint_every = 1
+    with pytest.raises(loop.Diverged, match=r"not a finite number at step 2; .*step 1 in"):
+        loop.run(config, tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").glob("[0-9]*")] == ["1"]
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_no_implicit_transfer_passes_in_the_loop(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "to_devices", lambda _, batch: batch)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        loop.run(config, tmp_path)
+
+
+def test_the_step_is_traced_once(config, tmp_path, monkeypatch):
+    steps = []
+
+    def kept(*args):
+        steps.append(make_train_step(*args))
+        return steps[-1]
+
+    make_train_step = loop.make_train_step
+    monkeypatch.setattr(loop, "make_train_step", kept)
+    config.eval_every = 0.2
+    loop.run(config, tmp_path)
+    assert [step._cache_size() for step in steps] == [1]
+
+
+def test_profiler_window(config, tmp_path):
+    config.epochs = 0.2
+    config.profile.start, config.profile.steps = 2, 1
+    loop.run(config, tmp_path, devices=jax.devices()[:1])
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"dtype": "bfloat16", "mixup_alpha": 0.2, "cutmix_alpha": 1.0},
+        {"optim.accumulation": 4, "optim.clip_norm": 1.0, "optim.name": "adamw"},
+        {"data.workers": 1, "ema_decay": 0.0, "optim.name": "lamb"},
+        {"data.augment.randaugment_ops": 2, "data.augment.erasing": 0.5},
+    ],
+    ids=str,
+)
+def test_every_option_trains(config, tmp_path, fields):
+    config.update_from_flattened_dict(fields)
+    config.batch_size = 64
+    result = loop.run(config, tmp_path)
+    assert np.isfinite(losses(tmp_path)).all()
+    assert result["count"] == 359
+
+
+def test_parameters_stay_float32_under_bfloat16(config, tmp_path):
+    config.dtype = "bfloat16"
+    loop.run(config, tmp_path)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(newest_state(tmp_path)["params"])}
+    assert dtypes == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch_size": 60}, "batch_size=60 is not divisible by the 8 devices"),
+        ({"eval_batch_size": 3}, "batch_size=3 is not divisible by the 8 devices"),
+        ({"batch_size": 1440}, "batch_size=1440 is more than the 1438 training examples"),
+        ({"dtype": "float61"}, "unknown dtype 'float61': did you mean"),
+        ({"dtype": "float64"}, "needs 64-bit JAX: set JAX_ENABLE_X64=1"),
+        ({"model.name": "resnet11"}, "unknown model 'resnet11': did you mean resnet1"),
+        ({"model.attention.name": "sse"}, "unknown .*'sse': did you mean se"),
+        ({"model.attention.name": "psa"}, "psa"),
+        ({"model.attention.reduction": 64}, "reduction=64 leaves no channel of 16"),
+        ({"optim.name": "sdg"}, "unknown optimizer 'sdg': did you mean sgd"),
+        ({"data.name": "imagenet2012"}, "not prepared"),
+        ({"data.eval_split": "tset"}, "tset"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_bad_input_is_one_sentence_and_claims_nothing(config, tmp_path, fields, message):
+    config = ConfigDict(config.to_dict())
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(InputError, match=message):
+        loop.run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints" / "11").exists()
+
+
+def test_even_kernel(config, tmp_path):
+    config.model.attention = ConfigDict({"name": "eca", "kernel_size": 4})
+    with pytest.raises(InputError, match=r"kernel_size=4 .* use an odd one, such as 3 or 5"):
+        loop.run(config, tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """24 images in two classes: train/ and val/ of JPEG and PNG in several sizes."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for label, name in enumerate(("dark", "light")):
+            directory = tmp_path / "images" / split / name
+            directory.mkdir(parents=True)
+            for index in range(count):
+                size = (40 + 3 * index, 50 - index, 3)
+                pixels = rng.integers(128 * label, 128 * label + 128, size, dtype=np.uint8)
+                suffix = ("jpg", "png")[index % 2]
+                Image.fromarray(pixels).save(directory / f"{index}.{suffix}")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def imagenet_config(folder):
+    config = imagenet_resnet50.get_config("se,debug")
+    config.data.update(source="folder", data_dir=str(folder), train_split="train", eval_split="val")
+    return config
+
+
+def test_the_imagenet_recipe_runs_on_a_folder(imagenet_config, tmp_path):
+    result = loop.run(imagenet_config, tmp_path / "run")
+    assert result["count"] == 8
+    assert len(losses(tmp_path / "run")) == 2
+
+
+def test_a_broken_image_is_named(imagenet_config, folder, tmp_path):
+    (folder / "train" / "light" / "1.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"light/1\.png"):
+        loop.run(imagenet_config, tmp_path / "run")
+
+
+def test_splits_with_other_classes_are_refused(imagenet_config, folder, tmp_path):
+    (folder / "val" / "light").rename(folder / "val" / "bright")
+    with pytest.raises(InputError, match="classes"):
+        loop.run(imagenet_config, tmp_path / "run")
