@@ -3,11 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs/se
 CONFIG ?= configs/digits.py:se
+# tpu, gpu or cpu to insist on one; by default training takes the best there is.
+PLATFORM ?=
+# JAX for the accelerator that this machine shows.
+ACCELERATOR := $(if $(wildcard /dev/nvidia[0-9]*),cuda12,$(if $(wildcard /dev/accel[0-9]*),tpu))
 
 .PHONY: train test test-all lint bench clean
 
 train: .venv/train.stamp
-	$(BIN)/python train.py --config=$(CONFIG) --workdir=$(WORKDIR)
+	$(BIN)/python train.py --config=$(CONFIG) --workdir=$(WORKDIR) $(PLATFORM:%=--platform=%)
 
 test: .venv/test.stamp lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
@@ -28,7 +32,7 @@ bench: .venv/test.stamp
 	$(PYTHON) -m venv .venv
 
 .venv/train.stamp: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --editable ".[train]"
+	$(BIN)/python -m pip install --quiet --editable ".[train$(ACCELERATOR:%=,%)]"
 	touch $@
 
 .venv/test.stamp: pyproject.toml | .venv/bin/python

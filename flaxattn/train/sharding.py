@@ -10,7 +10,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from flaxattn.errors import InputError
 
 # Files that Linux shows where an accelerator is plugged in, whether or not its driver works.
-_DEVICE_FILES = {"gpu": "nvidia[0-9]*", "tpu": "accel[0-9]*"}
+_DEVICE_FILES = {"nvidia[0-9]*": "gpu", "accel[0-9]*": "tpu", "vfio/[0-9]*": "tpu"}
+_EXTRAS = {"gpu": "cuda12", "cuda": "cuda12"}
 
 
 def require_platform(platform: str | None) -> None:
@@ -30,16 +31,16 @@ def require_platform(platform: str | None) -> None:
     except RuntimeError as error:
         raise InputError(
             f"a {asked} was asked for and JAX finds none on this machine: install JAX for it "
-            f"(pip install 'jax[{'cuda13' if asked in ('gpu', 'cuda') else asked}]'), or use "
+            f"(pip install 'jax[{_EXTRAS.get(asked, asked)}]'), or use "
             f"--platform=cpu. JAX says: {str(error).splitlines()[0]}"
         ) from error
     if found == "cpu" and not asked:
-        for kind, pattern in _DEVICE_FILES.items():
+        for pattern, kind in _DEVICE_FILES.items():
             if any(_device_directory().glob(pattern)):
                 raise InputError(
-                    f"this machine has a {kind} and JAX cannot use it: install JAX for it (pip "
-                    f"install 'jax[{'cuda13' if kind == 'gpu' else kind}]'), or ask for the CPU "
-                    f"with --platform=cpu."
+                    f"this machine seems to have a {kind} and JAX cannot use it: install JAX for "
+                    f"it (pip install 'jax[{_EXTRAS.get(kind, kind)}]'), or ask for the CPU with "
+                    f"--platform=cpu."
                 )
 
 

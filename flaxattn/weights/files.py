@@ -1,5 +1,6 @@
 """Files of tensors."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,16 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         case ".safetensors":
             return _read_safetensors(path)
         case ".npz":
-            try:
-                with np.load(path, allow_pickle=False) as archive:
-                    return dict(archive)
-            except (ValueError, OSError, EOFError) as error:
-                raise InputError(f"{path} is not a whole .npz file: {error}.") from error
+            return _read_npz(path)
     raise InputError(f"cannot read weights from {path}: use a .safetensors or an .npz file.")
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return dict(archive)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is not a whole .npz file: {error}.") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

@@ -1,0 +1,75 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flaxattn import Conv, weights
+from flaxattn.errors import InputError
+
+
+@settings(max_examples=25)
+@given(
+    spatial=st.integers(1, 3),
+    kernel_size=st.sampled_from([1, 3, 5]),
+    strides=st.integers(1, 3),
+    dilation=st.integers(1, 2),
+    groups=st.sampled_from([1, 2, 4]),
+    padding=st.sampled_from([None, 0, 2]),
+    use_bias=st.booleans(),
+    size=st.integers(9, 12),
+)
+def test_is_torchs(spatial, kernel_size, strides, dilation, groups, padding, use_bias, size):
+    rng = np.random.default_rng(0)
+    torch_class = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)[spatial - 1]
+    torch_padding = dilation * (kernel_size // 2) if padding is None else padding
+    theirs = torch_class(4, 8, kernel_size, strides, torch_padding, dilation, groups, bias=use_bias)
+    ours = Conv(
+        8,
+        kernel_size,
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        use_bias=use_bias,
+    )
+    x = rng.normal(size=(2, *[size + axis for axis in range(spatial)], 4)).astype(np.float32)
+    state = {key: tensor.numpy() for key, tensor in theirs.state_dict().items()}
+    answer = ours.apply(weights.load(ours, state, x.shape), x)
+    expected = theirs(torch.tensor(np.moveaxis(x, -1, 1).copy())).detach().numpy()
+    np.testing.assert_allclose(answer, np.moveaxis(expected, 1, -1), rtol=1e-4, atol=1e-5)
+
+
+def test_padding_is_symmetric_where_same_is_not():
+    """At stride 2 on an even map "SAME" would pad at the end alone and shift by one pixel."""
+    x = jnp.arange(8.0).reshape(1, 8, 1)
+    conv = Conv(1, 3, strides=2, use_bias=False)
+    first = {"params": {"kernel": jnp.asarray([1.0, 0, 0]).reshape(3, 1, 1)}}
+    assert conv.apply(first, x)[0, :, 0].tolist() == [0, 1, 3, 5]
+
+
+@pytest.mark.parametrize("kernel_size", [0, 2, (3, 4)])
+def test_even_kernel_without_padding(kernel_size):
+    with pytest.raises(InputError, match=r"kernel_size=\d cannot keep the size .* use an odd one"):
+        Conv(1, kernel_size).init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
+
+
+def test_even_kernel_with_padding():
+    answer, _ = Conv(1, 2, padding=1).init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
+    assert answer.shape == (1, 9, 9, 1)
+
+
+def test_groups_that_do_not_divide():
+    with pytest.raises(
+        InputError, match="groups=3 must divide both the 4 input channels and the 6"
+    ):
+        Conv(6, 3, groups=3).init(jax.random.key(0), jnp.ones((1, 8, 8, 4)))
+
+
+def test_initial_weights_are_spread_as_torchs():
+    kernel = Conv(64, 3).init(jax.random.key(0), jnp.ones((1, 8, 8, 64)))["params"]["kernel"]
+    bound = 1 / np.sqrt(3 * 3 * 64)
+    assert float(jnp.abs(kernel).max()) <= bound
+    assert float(kernel.std()) == pytest.approx(bound / np.sqrt(3), rel=0.02)
