@@ -1,0 +1,37 @@
+"""What is timed against what: the same function in flaxattn and in PyTorch."""
+
+from flaxattn.attention import (
+    CBAM,
+    DualAttention,
+    EfficientChannel,
+    SelectiveKernel,
+    SelfAttention,
+    SpatialAttention,
+    SqueezeExcite,
+)
+from tests.torch_reference.cbam import CBAMArticle0
+from tests.torch_reference.dual_attention import DualAttention as TorchDualAttention
+from tests.torch_reference.efficient_channel import ECALayer
+from tests.torch_reference.selective_kernel import SkNet
+from tests.torch_reference.self_attention import SelfAttention as TorchSelfAttention
+from tests.torch_reference.spatial_attention import SpatialAttentionArticle1
+from tests.torch_reference.squeeze_excite import SEBlock
+from tests.torch_reference.torchvision_shim import timm, torchvision
+
+LAYERS = {
+    "se": (SqueezeExcite, SEBlock),
+    "eca": (EfficientChannel.official, lambda _: ECALayer()),
+    "cbam": (CBAM.article_s0, CBAMArticle0),
+    "spatial": (SpatialAttention, lambda _: SpatialAttentionArticle1(intended=True)),
+    "self_attention": (SelfAttention, TorchSelfAttention),
+    "sk": (lambda: SelectiveKernel(128), lambda channels: SkNet(channels, softmax=True)),
+    "sca": (DualAttention, TorchDualAttention),
+}
+
+MODELS = {
+    "resnet50": ({"name": "resnet50"}, torchvision.models.resnet50),
+    "seresnet50": (
+        {"name": "resnet50", "attention": {"name": "se", "variant": "timm"}},
+        lambda: timm.create_model("seresnet50"),
+    ),
+}
