@@ -5,8 +5,10 @@ WORKDIR ?= runs/se
 CONFIG ?= configs/digits.py:se
 # tpu, gpu or cpu to insist on one; by default training takes the best there is.
 PLATFORM ?=
-# JAX for the accelerator that this machine shows.
-ACCELERATOR := $(if $(wildcard /dev/nvidia[0-9]*),cuda12,$(if $(wildcard /dev/accel[0-9]*),tpu))
+# JAX for the accelerator that this machine shows; flaxattn.train.sharding.accelerator_in asks alike.
+GPU := $(wildcard /dev/nvidia[0-9]*)
+TPU := $(wildcard /dev/accel[0-9]*)$(if $(wildcard /dev/vfio/[0-9]*),$(shell grep -ls 0x1ae0 /sys/bus/pci/devices/*/vendor))
+ACCELERATOR := $(if $(GPU),cuda12,$(if $(TPU),tpu))
 
 .PHONY: train test test-all lint bench clean
 
@@ -37,7 +39,7 @@ bench: .venv/test.stamp
 
 .venv/test.stamp: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
-	touch $@ .venv/train.stamp
+	touch $@
 
 clean:
 	rm -rf .venv .cache runs reports build *.egg-info

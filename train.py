@@ -5,7 +5,9 @@ a run that was stopped, and shows the result of one that is complete.
 """
 
 import os
+import re
 import sys
+from typing import NoReturn
 
 import jax
 from absl import app, flags
@@ -35,16 +37,27 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise InputError(f"{argv[1]!r} is no flag: write --name=value.")
     for flag in (CONFIG, WORKDIR):
-        if flag.value is None:
+        if not flag.value:
             raise InputError(f"--{flag.name} is missing: see `python train.py --help`.")
     if CACHE.value and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(CACHE.value))
     if DISTRIBUTED.value:
-        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+        join()
     require_platform(PLATFORM.value)
     result = run(CONFIG.value, WORKDIR.value)
     hits = round(result["accuracy"] * result["count"])
     print(f"test accuracy: {result['accuracy']:.4f} ({hits} of {result['count']})", flush=True)
+
+
+def join() -> None:
+    """Joins the other processes of the run."""
+    try:
+        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"--distributed finds no other processes: outside a TPU pod or a cluster that JAX "
+            f"knows, give --coordinator, --num_processes and --process_id. JAX says: {error}"
+        ) from error
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -53,12 +66,12 @@ def parse_flags(argv: list[str]) -> list[str]:
         # The config alone first: absl answers an unknown field of it with a traceback.
         alone = flags.FlagValues()
         config = config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=[])
-        overrides = [arg for arg in argv if arg.startswith("--config.")]
+        overrides = [arg for arg in argv if re.match("--?config[.]", arg)]
         alone([arg for arg in argv if arg not in overrides], known_only=True)
         if config.value is not None:
             fields = flat_fields(config.value.to_dict())
             for arg in overrides:
-                field = arg.removeprefix("--config.").partition("=")[0]
+                field = arg.partition("=")[0].partition(".")[2]
                 if field not in fields:
                     raise unknown("config field", field, fields)
         return flags.FLAGS(argv)
@@ -77,14 +90,25 @@ def _input_error_below(error: BaseException) -> InputError:
     return found
 
 
+def leave(status: int, words: str) -> NoReturn:
+    """Ends this process, and with it the others of its run: they cannot go on without it."""
+    print(words, file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        # Past JAX's own farewell, which waits minutes for processes that wait for this one.
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
     log_to_stderr()
     try:
         app.run(main, flags_parser=parse_flags)
     except InputError as error:
-        sys.exit(f"error: {error}")
+        leave(1, f"error: {error}")
     except Diverged as error:
-        sys.exit(f"stopped: {error}")
+        leave(1, f"stopped: {error}")
     except Preempted as error:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(128 + 15)
+    except KeyboardInterrupt:
+        leave(128 + 2, "stopped: interrupted; the same command goes on from the last checkpoint.")

@@ -6,22 +6,25 @@ The argument is one of none, se, eca, cbam, spatial, self_attention, sk, sca, sc
 ",debug" behind it shrinks the run to seconds.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from flaxattn.errors import unknown
 from flaxattn.train.config import base_config, option
 
-EVERY_BLOCK = {"stages": (1, 2, 3), "blocks": "all"}
-SLOTS = {
+EVERY_BLOCK: dict[str, Any] = {"stages": (1, 2, 3), "blocks": "all"}
+BRANCH = {**EVERY_BLOCK, "position": "out"}
+SLOTS: dict[str, dict[str, Any]] = {
     "none": {},
-    "se": {"attention": {"name": "se", "reduction": 8, **EVERY_BLOCK}},
-    "eca": {"attention": {"name": "eca", **EVERY_BLOCK}},
-    "cbam": {"attention": {"name": "cbam", "reduction": 8, "kernel_size": 3, **EVERY_BLOCK}},
-    "spatial": {"attention": {"name": "spatial", "kernel_size": 3, **EVERY_BLOCK}},
+    "se": {"attention": {"name": "se", "reduction": 8, **BRANCH}},
+    "eca": {"attention": {"name": "eca", **BRANCH}},
+    "cbam": {"attention": {"name": "cbam", "reduction": 8, "kernel_size": 3, **BRANCH}},
+    "spatial": {"attention": {"name": "spatial", "kernel_size": 3, **BRANCH}},
     "self_attention": {"context": {"name": "self_attention", "stages": (2, 3), "blocks": "last"}},
     "sk": {"conv": {"name": "sk", "reduction": 8, **EVERY_BLOCK}},
-    "sca": {"attention": {"name": "sca", **EVERY_BLOCK}},
-    "sca_lite": {"attention": {"name": "sca_lite", **EVERY_BLOCK}},
+    "sca": {"attention": {"name": "sca", **BRANCH}},
+    "sca_lite": {"attention": {"name": "sca_lite", **BRANCH}},
 }
 
 

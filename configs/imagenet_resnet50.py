@@ -17,21 +17,25 @@ The argument is one of none, se, eca, cbam, spatial, self_attention, sk, sca, sc
 behind it shrinks the run to seconds.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from flaxattn.errors import unknown
 from flaxattn.train.config import base_config, option
 
-SLOTS = {
+EVERY_BLOCK: dict[str, Any] = {"stages": (1, 2, 3, 4), "blocks": "all"}
+BRANCH = {**EVERY_BLOCK, "position": "out"}
+SLOTS: dict[str, dict[str, Any]] = {
     "none": {},
-    "se": {"attention": {"name": "se", "reduction": 16}},
-    "eca": {"attention": {"name": "eca"}},
-    "cbam": {"attention": {"name": "cbam", "reduction": 16}},
-    "spatial": {"attention": {"name": "spatial"}},
+    "se": {"attention": {"name": "se", "reduction": 16, **BRANCH}},
+    "eca": {"attention": {"name": "eca", **BRANCH}},
+    "cbam": {"attention": {"name": "cbam", "reduction": 16, "kernel_size": 7, **BRANCH}},
+    "spatial": {"attention": {"name": "spatial", "kernel_size": 7, **BRANCH}},
     "self_attention": {"context": {"name": "self_attention", "stages": (3, 4), "blocks": "last"}},
-    "sk": {"conv": {"name": "sk", "reduction": 16}},
-    "sca": {"attention": {"name": "sca"}},
-    "sca_lite": {"attention": {"name": "sca_lite"}},
+    "sk": {"conv": {"name": "sk", "reduction": 16, **EVERY_BLOCK}},
+    "sca": {"attention": {"name": "sca", **BRANCH}},
+    "sca_lite": {"attention": {"name": "sca_lite", **BRANCH}},
 }
 
 

@@ -1,5 +1,9 @@
 """The fields of an experiment, with what each means; configs/ fills them in."""
 
+import functools
+import operator
+from collections.abc import Callable
+
 from ml_collections import ConfigDict
 
 from flaxattn.errors import InputError
@@ -60,6 +64,52 @@ def base_config() -> ConfigDict:
     config.keep_checkpoints = 2
     config.profile = ConfigDict({"start": 0, "steps": 0})  # a window of steps; 0 steps is off
     return config
+
+
+# Least values of the fields that count something.
+_LEAST = {
+    "seed": 0,
+    "batch_size": 1,
+    "eval_batch_size": 1,
+    "data.workers": 0,
+    "data.image_size": 1,
+    "data.channels": 1,
+    "data.eval_resize": 1,
+    "optim.accumulation": 1,
+    "log_every": 1,
+    "checkpoint_every": 1,
+    "keep_checkpoints": 1,
+    "profile.start": 0,
+    "profile.steps": 0,
+}
+_ABOVE_ZERO = ("epochs", "eval_every", "optim.learning_rate")
+_FRACTIONS = ("label_smoothing", "ema_decay", "optim.momentum")
+_NOT_NEGATIVE = (
+    "mixup_alpha",
+    "cutmix_alpha",
+    "optim.weight_decay",
+    "optim.warmup_epochs",
+    "optim.clip_norm",
+)
+
+
+def require_valid(config: ConfigDict) -> None:
+    """InputError for a number that no run can have."""
+    fields = config.to_dict()
+
+    def require(name: str, holds: Callable[[float], bool], legal: str) -> None:
+        value = functools.reduce(lambda inner, key: inner[key], name.split("."), fields)
+        if not holds(value):
+            raise InputError(f"{name}={value}: use {legal}.")
+
+    for name, least in _LEAST.items():
+        require(name, functools.partial(operator.le, least), f"{least} or more")
+    for name in _ABOVE_ZERO:
+        require(name, lambda value: value > 0, "a number above 0")
+    for name in _FRACTIONS:
+        require(name, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+    for name in _NOT_NEGATIVE:
+        require(name, lambda value: value >= 0, "0 or more")
 
 
 def option(arg: str | None, default: str) -> tuple[str, bool]:

@@ -28,6 +28,7 @@ from flaxattn.precision import at_least_float32
 from flaxattn.tasks import Classification
 from flaxattn.train import workdir as workdirs
 from flaxattn.train.checkpoint import Checkpoints
+from flaxattn.train.config import require_valid
 from flaxattn.train.optimizer import learning_rate, make_optimizer
 from flaxattn.train.profile import Profiler
 from flaxattn.train.report import Report, log
@@ -43,11 +44,11 @@ from flaxattn.train.step import Sums, empty_sums, make_eval_step, make_train_ste
 
 
 class Diverged(RuntimeError):
-    """The loss or its gradient is no longer a number."""
+    """The loss, its gradient or the parameters are no longer finite numbers."""
 
 
 class Preempted(RuntimeError):
-    """The machine is being taken away; the state is saved."""
+    """The run was told to stop; its state is saved."""
 
 
 def run(
@@ -64,10 +65,11 @@ def run(
     Returns the test metrics: means over the examples, and their `count`.
 
     Raises InputError for what cannot be run, Diverged at a loss that is not a number, Preempted on
-    SIGTERM after saving.
+    SIGTERM or Ctrl-C after saving.
     """
     workdir = Path(workdir)
     leader = jax.process_index() == 0
+    require_valid(config)
     workdirs.require_same(workdir, config)
     result_path = workdir / "result.json"
     if result_path.exists():
@@ -76,9 +78,9 @@ def run(
 
     mesh = make_mesh(devices)
     require_divisible(config.batch_size, mesh, accumulation=config.optim.accumulation)
-    require_divisible(config.eval_batch_size, mesh)
+    require_divisible(config.eval_batch_size, mesh, name="eval_batch_size")
     data = Data(config)
-    total_steps = round(config.epochs * data.steps_per_epoch)
+    total_steps = max(round(config.epochs * data.steps_per_epoch), 1)
     eval_every = max(round(config.eval_every * data.steps_per_epoch), 1)
 
     dtype = _dtype(config)
@@ -96,45 +98,64 @@ def run(
     train_step = make_train_step(model, task, optimizer, schedule, mesh, config)
     eval_step = make_eval_step(model, task, mesh)
     new_sums = jax.jit(lambda: empty_sums(config), out_shardings=replicated(mesh))
+    init = initialiser(model, optimizer, data.image_shape, ema=bool(config.ema_decay))
+    abstract_state = jax.eval_shape(init, jax.random.key(config.seed))
 
+    # All that can be refused has been; only now is the directory taken.
     if leader:
         workdirs.claim(workdir, config)
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
-    init = initialiser(model, optimizer, data.image_shape, ema=bool(config.ema_decay))
-    state = _newest_state(init, config.seed, checkpoints, mesh)
-    start_step = int(state.step)
-    _announce(config, data, state, mesh, total_steps)
+    with contextlib.ExitStack() as stack:
 
-    report = Report(
-        workdir,
-        start_step=start_step,
-        total_steps=total_steps,
-        steps_per_epoch=data.steps_per_epoch,
-        batch_size=config.batch_size,
-    )
-    profiler = Profiler(workdir / "profile", config.profile)
-    batches = data.training(start_step)
-    with (
-        contextlib.closing(checkpoints),
-        contextlib.closing(report),
-        contextlib.closing(batches),
-        _sigterm() as told_to_stop,
-    ):
+        def closed_at_the_end(resource):
+            return stack.enter_context(contextlib.closing(resource))
+
+        checkpoints = closed_at_the_end(
+            Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
+        )
+        if checkpoints.latest_step() is None:
+            state = jax.jit(init, out_shardings=replicated(mesh))(jax.random.key(config.seed))
+        else:
+            state = checkpoints.restore(abstract_state, replicated(mesh))
+        start_step = int(state.step)
+        _announce(config, data, state, mesh, total_steps)
+        report = closed_at_the_end(
+            Report(
+                workdir,
+                start_step=start_step,
+                total_steps=total_steps,
+                steps_per_epoch=data.steps_per_epoch,
+                batch_size=config.batch_size,
+            )
+        )
+        profiler = closed_at_the_end(Profiler(workdir / "profile", config.profile))
+        batches = closed_at_the_end(data.training(start_step))
+        told_to_stop = stack.enter_context(_told_to_stop())
+
         sums = new_sums()
         for step in range(start_step + 1, total_steps + 1):
+            try:
+                batch = next(batches)
+            except InputError:
+                # A broken image costs no step. Of several processes one alone cannot save.
+                if jax.process_count() == 1 and step > start_step + 1:
+                    _require_finite(sums, checkpoints)
+                    checkpoints.save(step - 1, state)
+                raise
             profiler.before(step)
             # Nothing crosses between host and device here but the batch, and nobody waits.
             with jax.transfer_guard("disallow"):
-                state, sums = train_step(state, sums, to_devices(mesh, next(batches)))
+                state, sums = train_step(state, sums, to_devices(mesh, batch))
             profiler.after(step, sums)
             report.advance(step, sums)
 
             stops = told_to_stop.is_set() or checkpoints.preempted(step)
             saves = step % config.checkpoint_every == 0 or step == total_steps or stops
             if step % config.log_every == 0 or saves:
-                report.train(step, _means(sums, checkpoints))
+                _require_finite(sums, checkpoints)
+                report.train(step, _means(sums))
                 sums = new_sums()
-            if step % eval_every == 0 and step < total_steps:
+            # There may be no time left for an evaluation; the last step has its own below.
+            if step % eval_every == 0 and step < total_steps and not stops:
                 report.evaluation(step, evaluate(eval_step, state, data.evaluation(), mesh))
             if saves:
                 checkpoints.save(step, state)
@@ -170,6 +191,8 @@ class Data:
         self._config = config
         self.train = open_source(config.data, config.data.train_split)
         self.eval = open_source(config.data, config.data.eval_split)
+        self._train_transform = train_transform(config.data)
+        self._eval_transform = eval_transform(config.data)
         require_same_classes(self.train, self.eval)
         self.num_classes = self.train.num_classes
         self.image_shape = (config.data.image_size, config.data.image_size, config.data.channels)
@@ -184,7 +207,7 @@ class Data:
     def training(self, start_step: int) -> Generator[Batch, None, None]:
         return train_batches(
             self.train,
-            train_transform(self._config.data),
+            self._train_transform,
             batch_size=self._config.batch_size,
             seed=self._config.seed,
             start_step=start_step,
@@ -194,7 +217,7 @@ class Data:
     def evaluation(self) -> Generator[Batch, None, None]:
         return eval_batches(
             self.eval,
-            eval_transform(self._config.data),
+            self._eval_transform,
             batch_size=self._config.eval_batch_size,
             **self._share(),
         )
@@ -216,14 +239,6 @@ def _dtype(config: ConfigDict) -> jnp.dtype:
     return jnp.dtype(config.dtype)
 
 
-def _newest_state(init, seed: int, checkpoints: Checkpoints, mesh: Mesh) -> TrainState:
-    """The state of the newest checkpoint, else the initial one, born where it will live."""
-    key = jax.random.key(seed)
-    if checkpoints.latest_step() is None:
-        return jax.jit(init, out_shardings=replicated(mesh))(key)
-    return checkpoints.restore(jax.eval_shape(init, key), replicated(mesh))
-
-
 def _announce(config: ConfigDict, data: Data, state: TrainState, mesh: Mesh, total: int) -> None:
     if jax.process_index() != 0:
         return
@@ -241,30 +256,47 @@ def _announce(config: ConfigDict, data: Data, state: TrainState, mesh: Mesh, tot
     log.info("steps: %d to %d", start, total) if start else log.info("steps: %d", total)
 
 
-def _means(sums: Sums, checkpoints: Checkpoints) -> dict[str, float]:
-    """Means over the steps that were added up; Diverged if one of them was not a number."""
+def _means(sums: Sums) -> dict[str, float]:
+    """Means over the steps that were added up."""
     fetched = jax.device_get(sums)
-    if (bad := int(fetched.pop("first_bad_step"))) >= 0:
-        newest = checkpoints.latest_step()
-        kept = f"step {newest} in {checkpoints.directory}" if newest else "none was saved yet"
-        raise Diverged(
-            f"the loss or its gradient is not a finite number at step {bad}; the last good "
-            f"checkpoint stays ({kept}): try a lower optim.learning_rate, a longer "
-            f"optim.warmup_epochs, or optim.clip_norm."
-        )
+    del fetched["first_bad_step"]
     steps = fetched.pop("steps")
     return {name: float(total / steps) for name, total in fetched.items()}
 
 
+def _require_finite(sums: Sums, checkpoints: Checkpoints) -> None:
+    """Diverged if a step that was added up left something that is not finite."""
+    if (bad := int(jax.device_get(sums["first_bad_step"]))) < 0:
+        return
+    newest = checkpoints.latest_step()
+    kept = f"step {newest} in {checkpoints.directory}" if newest else "none was saved yet"
+    raise Diverged(
+        f"the loss, its gradient or the parameters are not finite numbers at step {bad}; the last "
+        f"good checkpoint stays ({kept}): in another --workdir, try a lower optim.learning_rate, a "
+        f"longer optim.warmup_epochs, or optim.clip_norm."
+    )
+
+
 @contextlib.contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets. Several processes agree on it through the checkpoints instead."""
+def _told_to_stop() -> Iterator[threading.Event]:
+    """An event that SIGTERM or Ctrl-C sets; a second Ctrl-C interrupts at once.
+
+    Several processes agree on SIGTERM through the checkpoints instead.
+    """
     told = threading.Event()
     if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
         yield told
         return
-    previous = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def tell(number, _) -> None:
+        told.set()
+        signal.signal(number, previous[number])
+
+    for number in previous:
+        signal.signal(number, tell)
     try:
         yield told
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

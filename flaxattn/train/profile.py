@@ -21,7 +21,12 @@ class Profiler:
             self._tracing = True
 
     def after(self, step: int, results) -> None:
-        if self._tracing and step == self._last:
+        if step == self._last:
             jax.block_until_ready(results)
+            self.close()
+
+    def close(self) -> None:
+        """Ends the trace; a window that reaches past the run ends with it."""
+        if self._tracing:
             jax.profiler.stop_trace()
             self._tracing = False

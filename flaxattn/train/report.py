@@ -27,7 +27,7 @@ def log_to_stderr() -> None:
 
 
 class Report:
-    """The only writer of a work directory but for the checkpoints; silent on all processes but 0.
+    """Tells people how a run goes; silent on all processes but 0.
 
     Writes `metrics.jsonl` (one JSON object a line: step, split, and the metrics), TensorBoard
     events under `tensorboard/`, and `curves.png` at the end. Rows after `start_step`, left by a run

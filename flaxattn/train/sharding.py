@@ -9,8 +9,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flaxattn.errors import InputError
 
-# Files that Linux shows where an accelerator is plugged in, whether or not its driver works.
-_DEVICE_FILES = {"nvidia[0-9]*": "gpu", "accel[0-9]*": "tpu", "vfio/[0-9]*": "tpu"}
 _EXTRAS = {"gpu": "cuda12", "cuda": "cuda12"}
 
 
@@ -34,18 +32,27 @@ def require_platform(platform: str | None) -> None:
             f"(pip install 'jax[{_EXTRAS.get(asked, asked)}]'), or use "
             f"--platform=cpu. JAX says: {str(error).splitlines()[0]}"
         ) from error
-    if found == "cpu" and not asked:
-        for pattern, kind in _DEVICE_FILES.items():
-            if any(_device_directory().glob(pattern)):
-                raise InputError(
-                    f"this machine seems to have a {kind} and JAX cannot use it: install JAX for "
-                    f"it (pip install 'jax[{_EXTRAS.get(kind, kind)}]'), or ask for the CPU with "
-                    f"--platform=cpu."
-                )
+    if found == "cpu" and not asked and (kind := accelerator_in(Path("/"))):
+        raise InputError(
+            f"this machine seems to have a {kind} and JAX cannot use it: install JAX for it (pip "
+            f"install 'jax[{_EXTRAS.get(kind, kind)}]'), or ask for the CPU with --platform=cpu."
+        )
 
 
-def _device_directory() -> Path:
-    return Path("/dev")
+def accelerator_in(root: Path) -> str | None:
+    """ "gpu" or "tpu" if Linux shows one below `root`, whether or not its driver works.
+
+    Newer TPUs are VFIO groups, as other passed-through devices are, on a PCI bus with Google's
+    devices. The Makefile asks the same.
+    """
+    if any(root.glob("dev/nvidia[0-9]*")):
+        return "gpu"
+    vendors = (path.read_text().strip() for path in root.glob("sys/bus/pci/devices/*/vendor"))
+    if any(root.glob("dev/accel[0-9]*")) or (
+        any(root.glob("dev/vfio/[0-9]*")) and "0x1ae0" in vendors
+    ):
+        return "tpu"
+    return None
 
 
 def describe_devices(devices: Sequence[jax.Device]) -> str:
@@ -61,13 +68,15 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
 
 
-def require_divisible(batch_size: int, mesh: Mesh, *, accumulation: int = 1) -> None:
+def require_divisible(
+    batch_size: int, mesh: Mesh, *, accumulation: int = 1, name: str = "batch_size"
+) -> None:
     """InputError unless every device gets the same number of examples in every micro-batch."""
     parts = mesh.size * accumulation
     if batch_size % parts:
         of = f"{mesh.size} devices" + (f" x {accumulation} micro-batches" * (accumulation > 1))
         raise InputError(
-            f"batch_size={batch_size} is not divisible by the {of}: use a multiple of {parts}, "
+            f"{name}={batch_size} is not divisible by the {of}: use a multiple of {parts}, "
             f"such as {max(batch_size // parts, 1) * parts}."
         )
 

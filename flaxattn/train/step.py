@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -38,8 +39,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Sums, Batch], tuple[TrainState, Sums]]:
     """`step(state, sums, batch)`; both state and sums are donated.
 
-    Its randomness is a function of (config.seed, state.step) alone. A loss or gradient that is not
-    finite leaves its step in `sums["first_bad_step"]`: the host asks when it next logs or saves.
+    Its randomness is a function of (config.seed, state.step) alone. A loss, gradient or state that
+    is not finite leaves its step in `sums["first_bad_step"]`: the host asks when it next logs or
+    saves.
     """
     micro_batches = config.optim.accumulation
 
@@ -75,6 +77,8 @@ def make_train_step(
         return *means, batch_stats
 
     def train_step(state: TrainState, sums: Sums, batch: Batch) -> tuple[TrainState, Sums]:
+        chex.assert_rank([batch["image"], batch["label"]], [4, 1])
+        chex.assert_equal_shape_prefix([batch["image"], batch["label"]], 1)
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         mix_key, dropout_key = jax.random.split(key)
         images, targets = mix(
@@ -104,7 +108,7 @@ def make_train_step(
             ema=_averaged(state, params, batch_stats, config.ema_decay),
         )
         aux |= {"grad_norm": optax.tree.norm(found), "learning_rate": rate}
-        return new_state, _added(sums, aux, new_state.step)
+        return new_state, _added(sums, aux, new_state)
 
     return jax.jit(
         train_step,
@@ -159,11 +163,12 @@ def _averaged(state: TrainState, params, batch_stats, decay: float):
     return jax.tree.map(moved, state.ema, latest)
 
 
-def _added(sums: Sums, aux: dict[str, Array], step: Array) -> Sums:
-    finite = jnp.isfinite(aux["loss"]) & jnp.isfinite(aux["grad_norm"])
+def _added(sums: Sums, aux: dict[str, Array], state: TrainState) -> Sums:
+    size = optax.tree.norm((state.params, state.batch_stats))
+    finite = jnp.isfinite(aux["loss"]) & jnp.isfinite(aux["grad_norm"]) & jnp.isfinite(size)
     first_bad = sums["first_bad_step"]
     added = {name: sums[name] + jnp.asarray(v, sums[name].dtype) for name, v in aux.items()}
     return added | {
         "steps": sums["steps"] + 1,
-        "first_bad_step": jnp.where((first_bad < 0) & ~finite, step, first_bad),
+        "first_bad_step": jnp.where((first_bad < 0) & ~finite, state.step, first_bad),
     }

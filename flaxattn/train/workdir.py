@@ -23,8 +23,12 @@ _MAY_CHANGE = {
 
 
 def require_same(workdir: Path, config: ConfigDict) -> None:
-    """InputError if `workdir` is another experiment's."""
+    """InputError if `workdir` is another experiment's, or cannot be a directory."""
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"the work directory {workdir} is a file: choose another --workdir.")
     path = workdir / "config.json"
+    # First the checkpoints: another process of this run may be writing both, config.json first.
+    holds_checkpoints = (workdir / "checkpoints").exists()
     if path.exists():
         differing = sorted(_differences(json.loads(path.read_text()), _fields(config)))
         if differing:
@@ -32,7 +36,7 @@ def require_same(workdir: Path, config: ConfigDict) -> None:
                 f"the work directory {workdir} holds another experiment, which differs in "
                 f"{'; '.join(differing)}: choose another --workdir, or delete that one."
             )
-    elif (workdir / "checkpoints").exists():
+    elif holds_checkpoints:
         raise InputError(
             f"the work directory {workdir} holds checkpoints but no config.json that says whose: "
             f"choose another --workdir, or delete that one."
@@ -41,7 +45,10 @@ def require_same(workdir: Path, config: ConfigDict) -> None:
 
 def claim(workdir: Path, config: ConfigDict) -> None:
     """Makes `workdir` this experiment's."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the work directory {workdir}: {error}.") from error
     write_json(workdir / "config.json", _fields(config))
 
 

@@ -57,17 +57,30 @@ def no_platform_asked_for():
     jax.config.update("jax_platforms", asked)
 
 
-@pytest.mark.usefixtures("no_platform_asked_for")
 @pytest.mark.parametrize(
-    ("file", "kind"), [("nvidia0", "gpu"), ("accel0", "tpu"), ("vfio/0", "tpu")]
+    ("files", "kind"),
+    [
+        ({"dev/nvidia0": ""}, "gpu"),
+        ({"dev/accel0": ""}, "tpu"),
+        ({"dev/vfio/0": "", "sys/bus/pci/devices/0/vendor": "0x1ae0\n"}, "tpu"),
+        ({"dev/vfio/0": "", "sys/bus/pci/devices/0/vendor": "0x8086\n"}, None),
+        ({"dev/nvidiactl": "", "sys/bus/pci/devices/0/vendor": "0x1ae0\n"}, None),
+        ({}, None),
+    ],
+    ids=str,
 )
-def test_no_silent_fallback_to_the_cpu(monkeypatch, tmp_path, file, kind):
-    (tmp_path / file).parent.mkdir(exist_ok=True)
-    (tmp_path / file).touch()
-    monkeypatch.setattr(sharding, "_device_directory", lambda: tmp_path)
-    with pytest.raises(
-        InputError, match=f"this machine seems to have a {kind} and JAX cannot use it"
-    ):
+def test_accelerators_show_themselves(tmp_path, files, kind):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert sharding.accelerator_in(tmp_path) == kind
+
+
+@pytest.mark.usefixtures("no_platform_asked_for")
+@pytest.mark.parametrize(("kind", "extra"), [("gpu", "cuda12"), ("tpu", "tpu")])
+def test_no_silent_fallback_to_the_cpu(monkeypatch, kind, extra):
+    monkeypatch.setattr(sharding, "accelerator_in", lambda _: kind)
+    with pytest.raises(InputError, match=rf"seems to have a {kind} .*'jax\[{extra}\]'"):
         sharding.require_platform(None)
-    (tmp_path / file).unlink()
+    monkeypatch.setattr(sharding, "accelerator_in", lambda _: None)
     sharding.require_platform(None)

@@ -47,12 +47,12 @@ def batch(seed=0, size=16):
 class Run:
     """A step with its state, on `devices` devices."""
 
-    def __init__(self, config, model=None, devices=1):
+    def __init__(self, config, model=None, devices=1, rate=0.1):
         model = model or SmallNet()
         self.mesh = sharding.make_mesh(jax.devices()[:devices])
         self.task = Classification(CLASSES)
-        optimizer = optax.sgd(0.1)
-        schedule = optax.constant_schedule(0.1)
+        optimizer = optax.sgd(rate)
+        schedule = optax.constant_schedule(rate)
         self.step = make_train_step(model, self.task, optimizer, schedule, self.mesh, config)
         init = initialiser(model, optimizer, IMAGE_SHAPE, ema=bool(config.ema_decay))
         place = functools.partial(jax.jit, out_shardings=sharding.replicated(self.mesh))
@@ -174,6 +174,14 @@ def test_the_first_step_that_is_not_finite_is_kept(config):
     run = Run(config, devices=8).take(batch(), bad, batch())
     assert int(run.sums["first_bad_step"]) == 2
     assert int(Run(config).take(batch()).sums["first_bad_step"]) == -1
+
+
+def test_parameters_that_are_not_finite_are_noticed_at_their_step(config):
+    """Loss and gradient of the step that ruins them are fine."""
+    run = Run(config, rate=1e30).take(batch())
+    assert np.isfinite(run.sums["loss"])
+    assert np.isfinite(run.sums["grad_norm"])
+    assert int(run.sums["first_bad_step"]) == 1
 
 
 @pytest.mark.parametrize("devices", [1, 8])
