@@ -20,7 +20,7 @@ from flaxattn.train.sharding import require_platform
 from flaxattn.train.workdir import flat_fields
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="configs/NAME.py:ARGUMENT")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; made if it is not there.")
+WORKDIR = flags.DEFINE_string("workdir", "", "Where the run lives; made if it is not there.")
 PLATFORM = flags.DEFINE_string("platform", None, "tpu, gpu or cpu: an error if it is not there.")
 CACHE = flags.DEFINE_string(
     "compilation_cache",

@@ -54,7 +54,12 @@ class Report:
         self._curves = workdir / "curves.png"
         if not self._writes:
             return
-        kept = [row for row in read_history(self._path) if row["step"] <= start_step]
+        # Rows that come again: those after the checkpoint, and the last evaluation.
+        kept = [
+            row
+            for row in read_history(self._path)
+            if row["step"] <= start_step and (row["step"], row["split"]) != (total_steps, "test")
+        ]
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         temporary.replace(self._path)
