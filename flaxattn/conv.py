@@ -26,8 +26,12 @@ class Conv(nn.Module):
     Parameters are those of `flax.linen.Conv`: kernel (*kernel_size, C / groups, features) and
     bias (features,). Biases start at zero, where torch draws U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
+    `precision` is that of `lax.conv_general_dilated`. By default a TPU multiplies float32 numbers
+    in bfloat16 and a recent GPU in TF32, with 8 and 11 significant bits instead of 24;
+    lax.Precision.HIGHEST keeps all of float32.
+
     Raises InputError for an even kernel without explicit padding (no symmetric padding keeps the
-    size) and for channels that the groups do not divide.
+    size), for channels that the groups do not divide, and for sizes, steps and counts below one.
     """
 
     features: int
@@ -37,6 +41,7 @@ class Conv(nn.Module):
     dilation: int | Sequence[int] = 1
     groups: int = 1
     use_bias: bool = True
+    precision: lax.PrecisionLike = None
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     kernel_init: Initializer = torch_default
@@ -45,6 +50,10 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         spatial = x.ndim - 2
+        for field in ("features", "kernel_size", "strides", "dilation", "groups"):
+            value = getattr(self, field)
+            if min(_per_axis(value, spatial)) < 1:
+                raise InputError(f"{field}={value} is below one: use 1 or more.")
         kernel_size = _per_axis(self.kernel_size, spatial)
         dilation = _per_axis(self.dilation, spatial)
         if self.padding is not None:
@@ -75,6 +84,7 @@ class Conv(nn.Module):
             rhs_dilation=dilation,
             dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
             feature_group_count=self.groups,
+            precision=self.precision,
         )
         return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
@@ -82,9 +92,10 @@ class Conv(nn.Module):
 def require_odd(kernel_size: int) -> int:
     """`kernel_size` itself, or InputError if it is even or below one."""
     if kernel_size < 1 or kernel_size % 2 == 0:
+        smaller = max(kernel_size - 1, 1)
         raise InputError(
             f"kernel_size={kernel_size} cannot keep the size of a map with equal padding on both "
-            f"sides: use an odd one, such as {max(kernel_size - 1, 1)} or {kernel_size + 1}."
+            f"sides: use an odd one, such as {smaller} or {smaller + 2}."
         )
     return kernel_size
 

@@ -3,14 +3,21 @@
 import difflib
 from collections.abc import Iterable
 
+_FEW = 20  # names that a sentence can list beside its advice
+
 
 class InputError(ValueError):
     """What the caller gave cannot work; the message alone says why and what to do instead."""
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
-    """The error for a name that is in no table: the nearest names first, else all of them."""
+    """The error for a name that is in no table.
+
+    The nearest names first, then all there are, unless they are many and the nearest will do.
+    """
     names = sorted(known)
     nearest = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(nearest)}?" if nearest else "there is none like it."
-    return InputError(f"unknown {kind} {name!r}: {hint} Known: {', '.join(names)}.")
+    if not nearest or len(names) <= _FEW:
+        hint += f" Known: {', '.join(names)}."
+    return InputError(f"unknown {kind} {name!r}: {hint}")

@@ -9,10 +9,10 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.pooling import average_pool, max_pool, rescale
-from flaxattn.attention.width import reduced_features
-from flaxattn.conv import Conv, Initializer, torch_default
-from flaxattn.errors import InputError, unknown
+from flaxattn.attention.bottleneck import bottleneck, reduced_features
+from flaxattn.attention.pooling import average_pool, max_pool, pool_by_each, rescale
+from flaxattn.conv import Initializer, torch_default
+from flaxattn.errors import unknown
 from flaxattn.precision import at_least_float32
 
 
@@ -106,30 +106,22 @@ class ChannelAttention(nn.Module):
     def __call__(self, x: Array, train: bool = False) -> Array:
         if self.output not in OUTPUTS:
             raise unknown("output", self.output, OUTPUTS)
-        if not self.pools:
-            raise InputError(f"pools=() leaves nothing to pool: name some of {', '.join(POOLS)}.")
-        for pool in self.pools:
-            if pool not in POOLS:
-                raise unknown("pool", pool, POOLS)
         features = x.shape[-1]
         hidden = reduced_features(features, self.reduction, divisor=self.divisor)
         dtype = at_least_float32(self.dtype or x.dtype)
 
-        def fc(features: int, name: str) -> Conv:
-            return Conv(
-                features,
-                use_bias=self.use_bias,
-                dtype=dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
-                name=name,
-            )
-
         # One row for each pool: the shared MLP sees them all at once.
-        z = jnp.stack([POOLS[pool](x) for pool in self.pools], axis=1)[:, :, None, :]
-        s = fc(features, "fc2")(jax.nn.relu(fc(hidden, "fc1")(z)))
-        gate = jax.nn.sigmoid(jnp.sum(s, axis=(1, 2)))
+        logits = bottleneck(
+            jnp.stack(pool_by_each(x, self.pools, POOLS), axis=1),
+            hidden,
+            features,
+            use_bias=self.use_bias,
+            dtype=dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+        )
+        gate = jax.nn.sigmoid(jnp.sum(logits, axis=1))
         self.sow("intermediates", "attention", gate)
         if self.output == "gate":
             return gate[:, None, None, :].astype(x.dtype)

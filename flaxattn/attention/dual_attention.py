@@ -9,8 +9,8 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from flaxattn.attention.bottleneck import bottleneck, reduced_features
 from flaxattn.attention.pooling import average_pool, rescale
-from flaxattn.attention.width import reduced_features
 from flaxattn.conv import Conv, Initializer, torch_default
 from flaxattn.errors import InputError
 from flaxattn.precision import at_least_float32
@@ -56,10 +56,10 @@ class DualAttention(nn.Module):
     activation: Callable[[Array], Array] = jax.nn.relu
     gate: Callable[[Array], Array] = jax.nn.sigmoid
     drop_rate: float = 0.0
+    spatial_kernel_init: Initializer = torch_default
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     kernel_init: Initializer = torch_default
-    spatial_kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
     role: ClassVar[str] = "recalibrate"
@@ -97,21 +97,27 @@ class DualAttention(nn.Module):
         dtype = self.dtype or x.dtype
         wide = at_least_float32(dtype)
 
-        def conv(features: int, dtype: DTypeLike, kernel_init: Initializer, name: str) -> Conv:
-            return Conv(
-                features,
-                dtype=dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=kernel_init,
-                bias_init=self.bias_init,
-                name=name,
-            )
-
-        z = average_pool(x)[:, None, None, :]
-        z = self.activation(conv(hidden, wide, self.kernel_init, "channel_att_1")(z))
-        channel = self.gate(conv(features, wide, self.kernel_init, "channel_att_3")(z))[:, 0, 0, :]
-        logit = conv(1, dtype, self.spatial_kernel_init, "spatial_att_0")(x)
-        spatial = self.gate(logit.astype(wide))
+        logits = bottleneck(
+            average_pool(x),
+            hidden,
+            features,
+            names=("channel_att_1", "channel_att_3"),
+            activation=self.activation,
+            dtype=wide,
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+        )
+        channel = self.gate(logits)
+        spatial_conv = Conv(
+            1,
+            dtype=dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=self.spatial_kernel_init,
+            bias_init=self.bias_init,
+            name="spatial_att_0",
+        )
+        spatial = self.gate(spatial_conv(x).astype(wide))
         self.sow("intermediates", "attention", {"channel": channel, "spatial": spatial})
         y = rescale(x, channel, spatial)
         return nn.Dropout(self.drop_rate, broadcast_dims=(1, 2))(y, deterministic=not train)

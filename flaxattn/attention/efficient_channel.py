@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.pooling import average_pool, rescale
@@ -84,6 +84,7 @@ class EfficientChannel(nn.Module):
             1,
             kernel_size=self._kernel_size(pooled.shape[-1]),
             use_bias=False,
+            precision=lax.Precision.HIGHEST,
             dtype=at_least_float32(self.dtype or pooled.dtype),
             param_dtype=self.param_dtype,
             kernel_init=self.kernel_init,

@@ -1,8 +1,11 @@
 """Pooling over maps and rescaling by gates, never in less than float32."""
 
+from collections.abc import Callable, Mapping, Sequence
+
 import jax.numpy as jnp
 from jax import Array
 
+from flaxattn.errors import InputError, unknown
 from flaxattn.precision import at_least_float32
 
 
@@ -18,6 +21,23 @@ def max_pool(x: Array) -> Array:
     torch.amax; torch's AdaptiveMaxPool2d gives it all to one of them.
     """
     return jnp.max(x, axis=(1, 2)).astype(at_least_float32(x.dtype))
+
+
+def pool_by_each(
+    x: Array, pools: Sequence[str], known: Mapping[str, Callable[[Array], Array]]
+) -> list[Array]:
+    """What each of `pools`, by its name in `known`, answers for x, in their order.
+
+    Raises InputError for a plain string, for no pool at all and for unknown ones.
+    """
+    if isinstance(pools, str):
+        raise InputError(f"pools={pools!r} is a single name: pass a tuple, pools=({pools!r},).")
+    if not pools:
+        raise InputError(f"pools=() leaves nothing to pool: name some of {', '.join(known)}.")
+    for pool in pools:
+        if pool not in known:
+            raise unknown("pool", pool, known)
+    return [known[pool](x) for pool in pools]
 
 
 def rescale(x: Array, *gates: Array) -> Array:

@@ -8,8 +8,8 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from flaxattn.attention.bottleneck import bottleneck, reduced_features
 from flaxattn.attention.pooling import average_pool
-from flaxattn.attention.width import reduced_features
 from flaxattn.conv import Conv, Initializer, torch_default
 from flaxattn.precision import at_least_float32
 
@@ -86,20 +86,17 @@ class SelectiveKernel(nn.Module):
             )
             return conv(x)
 
-        def fc(features: int, name: str) -> Conv:
-            return Conv(
-                features,
-                use_bias=False,
-                dtype=wide,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                name=name,
-            )
-
         small, large = branch(1, "conv3x3"), branch(2, "conv5x5")
-        z = (average_pool(small) + average_pool(large))[:, None, None, :]
-        z = fc(2 * self.features, "fc2")(jax.nn.relu(fc(hidden, "fc1")(z)))
-        weights = z.reshape(-1, 2, self.features)
+        logits = bottleneck(
+            average_pool(small) + average_pool(large),
+            hidden,
+            2 * self.features,
+            use_bias=False,
+            dtype=wide,
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+        )
+        weights = logits.reshape(-1, 2, self.features)
         if self.softmax:
             weights = jax.nn.softmax(weights, axis=1)
         self.sow("intermediates", "attention", weights)

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn.attention.width import reduced_features
+from flaxattn.attention.bottleneck import reduced_features
 from flaxattn.conv import Conv, Initializer, torch_default
 from flaxattn.errors import InputError
 from flaxattn.precision import at_least_float32
@@ -26,8 +26,9 @@ class SelfAttention(nn.Module):
     Zhang, Goodfellow, Metaxas, Odena, "Self-Attention Generative Adversarial Networks", ICML 2019,
     arXiv:1805.08318; the position attention of DANet (arXiv:1809.02983) is the same function.
 
-    (N, H, W, C) -> (N, H, W, C) in x's dtype; the projections compute in `dtype` or x's, the
-    softmax in float32 or wider. Parameters: gamma (1,); query_conv and key_conv kernels
+    (N, H, W, C) -> (N, H, W, C) in x's dtype; the projections and both products over the map take
+    `dtype` or x's and multiply in the platform's default precision (see `Conv`), their sums and the
+    softmax are float32 or wider. Parameters: gamma (1,); query_conv and key_conv kernels
     (1, 1, C, C / reduction), value_conv kernel (1, 1, C, C), and their biases.
     Sows the map (N, HW, HW): row i holds the weights a_i of position i, and sums to one.
 

@@ -36,9 +36,10 @@ class SimplifiedPSA(nn.Module):
     and is, up to the convolutions, double attention (Chen, Kalantidis, Li, Yan, Feng, "A^2-Nets",
     NeurIPS 2018, arXiv:1810.11579).
 
-    (N, H, W, C) -> (N, H, W, features) in x's dtype; softmaxes and what follows them in float32 or
-    wider. Sows P as (N, H, W, features). Parameters: conv_reduce kernel (1, 1, C, features),
-    collect and distribute kernels (1, 1, features, features), and their biases.
+    (N, H, W, C) -> (N, H, W, features) in x's dtype; softmaxes and what follows them are float32
+    or wider, the products in the platform's default precision (see `Conv`). Sows P as
+    (N, H, W, features). Parameters: conv_reduce kernel (1, 1, C, features), collect and distribute
+    kernels (1, 1, features, features), and their biases.
 
     Fields:
         features: channels of the answer.

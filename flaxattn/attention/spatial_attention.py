@@ -7,12 +7,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn.attention.pooling import rescale
+from flaxattn.attention.pooling import pool_by_each, rescale
 from flaxattn.conv import Conv, Initializer, torch_default
-from flaxattn.errors import InputError, unknown
+from flaxattn.errors import unknown
 from flaxattn.norm import BatchNorm
 from flaxattn.precision import at_least_float32
 
@@ -107,23 +107,19 @@ class SpatialAttention(nn.Module):
     def __call__(self, x: Array, train: bool = False) -> Array:
         if self.output not in OUTPUTS:
             raise unknown("output", self.output, OUTPUTS)
-        if not self.pools:
-            raise InputError(f"pools=() leaves nothing to pool: name some of {', '.join(POOLS)}.")
-        for pool in self.pools:
-            if pool not in POOLS:
-                raise unknown("pool", pool, POOLS)
         dtype = at_least_float32(self.dtype or x.dtype)
         conv = Conv(
             1,
             kernel_size=self.kernel_size,
             use_bias=self.use_bias,
+            precision=lax.Precision.HIGHEST,
             dtype=dtype,
             param_dtype=self.param_dtype,
             kernel_init=self.kernel_init,
             bias_init=self.bias_init,
             name="conv",
         )
-        logits = conv(jnp.concatenate([POOLS[pool](x) for pool in self.pools], axis=-1))
+        logits = conv(jnp.concatenate(pool_by_each(x, self.pools, POOLS), axis=-1))
         if self.norm is not None:
             bn = self.norm(dtype=dtype, param_dtype=self.param_dtype, name="bn")
             logits = bn(logits, train)

@@ -8,9 +8,9 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from flaxattn.attention.bottleneck import bottleneck, reduced_features
 from flaxattn.attention.pooling import average_pool, rescale
-from flaxattn.attention.width import reduced_features
-from flaxattn.conv import Conv, Initializer, torch_default
+from flaxattn.conv import Initializer, torch_default
 from flaxattn.precision import at_least_float32
 
 
@@ -80,20 +80,17 @@ class SqueezeExcite(nn.Module):
         hidden = reduced_features(features, self.reduction, divisor=self.divisor)
         dtype = at_least_float32(self.dtype or pooled.dtype)
 
-        def fc(features: int, name: str) -> Conv:
-            return Conv(
-                features,
-                use_bias=self.use_bias,
-                dtype=dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
-                name=name,
-            )
-
-        z = pooled[:, None, None, :]
-        s = fc(features, "fc2")(jax.nn.relu(fc(hidden, "fc1")(z)))
-        return jax.nn.sigmoid(s[:, 0, 0, :])
+        logits = bottleneck(
+            pooled,
+            hidden,
+            features,
+            use_bias=self.use_bias,
+            dtype=dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+        )
+        return jax.nn.sigmoid(logits)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
         gate = self.gate(average_pool(x))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from flax import linen as nn
@@ -42,7 +42,7 @@ class Placement:
     def __post_init__(self) -> None:
         for name in ("stages", "blocks"):
             value = getattr(self, name)
-            if isinstance(value, int):
+            if not isinstance(value, Iterable):
                 object.__setattr__(self, name, (value,))
             elif not isinstance(value, str):
                 object.__setattr__(self, name, tuple(value))
@@ -120,9 +120,9 @@ def _from_mapping(slot: str, fields: dict[str, Any]) -> Placement:
     name, variant = fields.pop("name"), fields.pop("variant", None)
     if "position" in fields and slot != "attention":
         raise InputError(f"{slot} has one position only: position=... belongs to attention.")
-    for field in ("features", "strides"):
-        if slot == "conv" and field in fields:
-            raise InputError(f"{field} of the conv slot follow from the block: leave them out.")
+    for field in ("parent", "features", "strides") if slot == "conv" else ("parent",):
+        if field in fields:
+            raise InputError(f"{field} of a {slot} layer is for the block to give: leave it out.")
     stages = fields.pop("stages", "all")
     blocks = fields.pop("blocks", _BLOCKS[slot])
     position = fields.pop("position", "out")
@@ -198,8 +198,8 @@ def _require_existing(slot: str, placement: Placement, stage_sizes: Sequence[int
     elif isinstance(stages, str):
         raise InputError(f"{slot} stages={stages!r}: use 'all' or a tuple of 1 to {count}.")
     for stage in stages:
-        if not 1 <= stage <= count:
-            raise InputError(f"{slot} in stage {stage}: the backbone has stages 1 to {count}.")
+        if stage not in range(1, count + 1):
+            raise InputError(f"{slot} in stage {stage!r}: the backbone has stages 1 to {count}.")
     if placement.blocks in ("all", "last"):
         return
     if isinstance(placement.blocks, str):
@@ -208,8 +208,8 @@ def _require_existing(slot: str, placement: Placement, stage_sizes: Sequence[int
         )
     for stage in stages:
         for block in placement.blocks:
-            if not 0 <= block < stage_sizes[stage - 1]:
+            if block not in range(stage_sizes[stage - 1]):
                 raise InputError(
-                    f"{slot} in block {block} of stage {stage}: that stage has blocks 0 to "
+                    f"{slot} in block {block!r} of stage {stage}: that stage has blocks 0 to "
                     f"{stage_sizes[stage - 1] - 1}; name the stages meant, or blocks they all have."
                 )

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.pooling import average_pool
 from flaxattn.conv import Conv, Initializer, kaiming_fan_out, torch_default
-from flaxattn.errors import unknown
+from flaxattn.errors import InputError, unknown
 from flaxattn.models.placement import LayerFactory, Placement, namings, place
 from flaxattn.norm import BatchNorm
 from flaxattn.precision import at_least_float32
@@ -136,13 +136,14 @@ class ResNet(nn.Module):
             after the add and its ReLU, named `context`.
         dtype: of the convolutions and of the layers in the slots; None for the inputs'.
         param_dtype: of parameters and running statistics, those of the layers in the slots too.
+        kernel_init: of the convolutions; `fc` has torch's default, and zero biases.
         norm: makes a normalisation from (dtype=, param_dtype=, name=), to be called with
             (x, train). Layers in the slots have their own.
-        kernel_init: of the convolutions; `fc` has torch's default, and zero biases.
 
     A dtype that the placement of a slot sets itself stays as it is.
 
-    Raises InputError when constructed with an unknown block or stem, or a slot `place` refuses.
+    Raises InputError when constructed with an unknown block or stem, a width below one,
+    negative `num_classes`, or a slot `place` refuses.
     """
 
     stage_sizes: tuple[int, ...]
@@ -155,8 +156,8 @@ class ResNet(nn.Module):
     context: Any = None
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
-    norm: Callable[..., nn.Module] = BatchNorm
     kernel_init: Initializer = kaiming_fan_out
+    norm: Callable[..., nn.Module] = BatchNorm
 
     def __post_init__(self) -> None:
         self.stage_sizes = tuple(self.stage_sizes)
@@ -164,6 +165,10 @@ class ResNet(nn.Module):
             raise unknown("block", self.block, BLOCKS)
         if self.stem not in ("imagenet", "small"):
             raise unknown("stem", self.stem, ("imagenet", "small"))
+        for field, least in (("width", 1), ("num_classes", 0)):
+            value = getattr(self, field)
+            if value < least:
+                raise InputError(f"{field}={value} is below {least}: use {least} or more.")
         self.attention = place("attention", self.attention, self.stage_sizes)
         self.conv = place("conv", self.conv, self.stage_sizes)
         self.context = place("context", self.context, self.stage_sizes)

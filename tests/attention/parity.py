@@ -1,18 +1,4 @@
-"""Numerical agreement of a Flax layer with its PyTorch reference.
-
-In a test file of a mechanism:
-
-    @parity.everywhere
-    def test_matches_reference(shape, dtype, record_property):
-        parity.check(
-            record_property,
-            "se.article_s1",                    # row of the printed table
-            SqueezeExcite.article_s1(reduction=4),
-            reference.SEBlock(32, reduction=4),
-            shape=shape,                        # (N, H, W, C), C = parity.FEATURES
-            dtype=dtype,                        # "float32" or "float64"
-            naming="articles",
-        )
+"""Numerical agreement of a Flax layer with its PyTorch reference; test_parity.py has the cases.
 
 `check` draws every parameter and running statistic at random, compares in eval and in train mode
 the answer, the gradients of input and of parameters, and the running statistics after the step;
@@ -43,28 +29,39 @@ BOUNDS = {"float32": {"forward": 1e-5, "gradient": 1e-4, "statistics": 1e-5}}
 BOUNDS["float64"] = dict.fromkeys(BOUNDS["float32"], 1e-10)
 
 
-def everywhere(test):
-    """Runs a test with `shape` and `dtype`: each map, batch size and precision."""
-    shapes = [(n, *size, FEATURES) for n in BATCHES for size in MAPS]
-    test = pytest.mark.parametrize("shape", shapes, ids=lambda s: "x".join(map(str, s)))(test)
-    return pytest.mark.parametrize("dtype", BOUNDS)(test)
+def shapes(maps=MAPS):
+    """Inputs (N, H, W, C) of each batch size and map."""
+    return [(n, *size, FEATURES) for n in BATCHES for size in maps]
 
 
-def check(record_property, name, layer, reference, *, shape, dtype, naming=None, refused=False):
+def check(
+    record_property,
+    rows,
+    layer,
+    reference,
+    *,
+    shape,
+    dtype,
+    naming=None,
+    modes=(False, True),
+    refused=False,
+):
+    """Compares in each of `modes` (values of `train`), and enters the errors under all `rows`."""
     rng = np.random.default_rng(0)
     randomise(reference, rng)
     x = rng.normal(size=shape)
     with jax.enable_x64(dtype == "float64"):
         layer = layer.clone(param_dtype=jnp.dtype(dtype))
-        for train in (False, True):
+        for train in modes:
             if train and refused:
                 _check_refused(layer, reference, x, shape, dtype, naming)
                 continue
             for quantity, error in errors(layer, reference, x, train, dtype, naming).items():
                 bound = BOUNDS[dtype][quantity]
-                record_property("parity", (name, f"{quantity} {dtype}", error, bound))
+                for row in rows:
+                    record_property("parity", (row, f"{quantity} {dtype}", error, bound))
                 mode = "train" if train else "eval"
-                assert error <= bound, f"{name}: {quantity} in {mode} mode differs by {error:.1e}"
+                assert error <= bound, f"{rows}: {quantity} in {mode} mode differs by {error:.1e}"
 
 
 def randomise(module, rng):

@@ -10,50 +10,7 @@ from flax import linen as nn
 from flaxattn.attention import CBAM, ChannelAttention, SpatialAttention
 from flaxattn.errors import InputError
 from flaxattn.norm import BatchNorm
-from tests.attention import contract, parity
-from tests.torch_reference import cbam as reference
-from tests.torch_reference.torchvision_shim import timm
-
-CASES = {
-    "cbam.article_s0": (
-        CBAM.article_s0(reduction=4),
-        lambda: reference.CBAMArticle0(32, 4),
-        "article_s0",
-    ),
-    "cbam.article_s2": (
-        CBAM.article_s2(),
-        lambda: reference.CBAMArticle2(32),
-        "article_s2",
-    ),
-    "cbam.official": (CBAM.official(), lambda: reference.CBAMOfficial(32), "official"),
-    "cbam.timm": (
-        CBAM.timm(reduction=3),
-        lambda: timm.layers.cbam.CbamModule(32, rd_ratio=1 / 3),
-        "timm",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", CASES)
-@parity.everywhere
-def test_matches_reference(name, shape, dtype, record_property):
-    layer, make_reference, naming = CASES[name]
-    parity.check(
-        record_property,
-        name,
-        layer,
-        make_reference(),
-        shape=shape,
-        dtype=dtype,
-        naming=naming,
-        refused=layer.norm is not None and shape[:3] == (1, 1, 1),
-    )
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_weights_come_back_bit_for_bit(name):
-    layer, make_reference, naming = CASES[name]
-    contract.check_round_trip(layer, make_reference(), naming, (1, 5, 5, 32))
+from tests.attention import contract
 
 
 @pytest.fixture

@@ -10,47 +10,8 @@ from flaxattn.attention.channel_attention import l2_pool
 from flaxattn.attention.pooling import max_pool
 from flaxattn.errors import InputError
 from tests.attention import contract, parity
-from tests.torch_reference import channel_attention as reference
-from tests.torch_reference.torchvision_shim import timm
 
 ALL_POOLS = ("avg", "max", "lp", "lse")
-CASES = {
-    "channel.article_s0": (
-        ChannelAttention.article_s0(reduction=4),
-        lambda: reference.ChannelAttention(32, 4),
-        "article_s0",
-    ),
-    "channel.official": (
-        ChannelAttention.official(),
-        lambda: reference.ChannelGate(32),
-        "official",
-    ),
-    "channel.official, all pools": (
-        ChannelAttention.official(reduction=4, pools=ALL_POOLS),
-        lambda: reference.ChannelGate(32, 4, ALL_POOLS),
-        "official",
-    ),
-    "channel.timm": (
-        ChannelAttention.timm(reduction=3),
-        lambda: timm.layers.cbam.ChannelAttn(32, rd_ratio=1 / 3),
-        "timm",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", CASES)
-@parity.everywhere
-def test_matches_reference(name, shape, dtype, record_property):
-    layer, make_reference, naming = CASES[name]
-    parity.check(
-        record_property, name, layer, make_reference(), shape=shape, dtype=dtype, naming=naming
-    )
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_weights_come_back_bit_for_bit(name):
-    layer, make_reference, naming = CASES[name]
-    contract.check_round_trip(layer, make_reference(), naming, (1, 5, 5, 32))
 
 
 def test_gate_times_input_is_the_scaled_output():

@@ -4,13 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from flaxattn.attention.dual_attention import DualAttention
 from flaxattn.conv import kaiming_fan_out
 from flaxattn.errors import InputError
-from tests.attention import parity
-from tests.torch_reference import dual_attention as reference
 
 VARIANTS = {"article_s3": DualAttention.article_s3, "lite": DualAttention.lite}
 
@@ -24,34 +21,6 @@ def gates_of(layer, variables, x):
     _, sown = layer.apply(variables, x, mutable=["intermediates"])
     (gates,) = sown["intermediates"]["attention"]
     return gates
-
-
-@parity.everywhere
-def test_matches_reference(shape, dtype, record_property):
-    parity.check(
-        record_property,
-        "dual_attention.article_s3",
-        DualAttention.article_s3(),
-        reference.DualAttention(parity.FEATURES),
-        shape=shape,
-        dtype=dtype,
-        naming="articles",
-    )
-
-
-@parity.everywhere
-def test_lite_matches_reference(shape, dtype, record_property):
-    # torch's own gate has the slope 1/6 in float32 even for doubles.
-    gate = torch.nn.Hardsigmoid if dtype == "float32" else reference.ExactHardsigmoid
-    parity.check(
-        record_property,
-        "dual_attention.lite",
-        DualAttention.lite(),
-        reference.LiteDualAttention(parity.FEATURES, gate=gate),
-        shape=shape,
-        dtype=dtype,
-        naming="articles",
-    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

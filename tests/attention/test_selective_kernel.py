@@ -28,21 +28,6 @@ def branches(variables, x):
     ]
 
 
-@pytest.mark.parametrize("softmax", [False, True])
-@parity.everywhere
-def test_matches_reference(softmax, shape, dtype, record_property):
-    features = parity.FEATURES
-    parity.check(
-        record_property,
-        "sk" if softmax else "sk.article_s2",
-        SelectiveKernel(features) if softmax else SelectiveKernel.article_s2(features),
-        reference.SkNet(features, softmax=softmax),
-        shape=shape,
-        dtype=dtype,
-        naming="articles",
-    )
-
-
 def test_strides_match_torch():
     torch_unit = reference.SkNet(16, ratio=4, softmax=True).eval()
     torch_unit.conv3x3.stride = torch_unit.conv5x5.stride = (2, 2)

@@ -8,7 +8,6 @@ import pytest
 from flaxattn.attention.self_attention import SelfAttention
 from flaxattn.errors import InputError
 from tests.attention import parity
-from tests.torch_reference import self_attention as reference
 
 
 def case(shape, *, gamma=0.7, dtype=jnp.float32, **fields):
@@ -18,33 +17,6 @@ def case(shape, *, gamma=0.7, dtype=jnp.float32, **fields):
     variables = layer.init(jax.random.key(0), x)
     variables["params"]["gamma"] = jnp.full((1,), gamma)
     return layer, variables, x
-
-
-@parity.everywhere
-def test_matches_reference(shape, dtype, record_property):
-    parity.check(
-        record_property,
-        "self_attention.article_s1",
-        SelfAttention.article_s1(),
-        reference.SelfAttention(parity.FEATURES),
-        shape=shape,
-        dtype=dtype,
-        naming="articles",
-    )
-
-
-@pytest.mark.parametrize("dtype", parity.BOUNDS)
-@pytest.mark.parametrize("query_chunk", [1, 40, 10_000])
-def test_chunked_matches_reference(query_chunk, dtype, record_property):
-    parity.check(
-        record_property,
-        "self_attention, chunked",
-        SelfAttention(query_chunk=query_chunk),
-        reference.SelfAttention(parity.FEATURES),
-        shape=(4, 13, 7, parity.FEATURES),
-        dtype=dtype,
-        naming="articles",
-    )
 
 
 def test_zero_gamma_is_identity():

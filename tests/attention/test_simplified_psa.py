@@ -7,43 +7,8 @@ from flax import linen as nn
 
 from flaxattn.attention import SimplifiedPSA
 from flaxattn.errors import InputError
-from tests.attention import contract, parity
+from tests.attention import contract
 from tests.torch_reference import simplified_psa as reference
-
-
-@pytest.mark.parametrize("repair", ["gather", "mix"])
-@parity.everywhere
-def test_repairs_match_reference(repair, shape, dtype, record_property):
-    parity.check(
-        record_property,
-        f"simplified_psa, {repair}",
-        SimplifiedPSA(24, repair=repair),
-        reference.PSAModule(32, 24, repair),
-        shape=shape,
-        dtype=dtype,
-        naming="articles",
-    )
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.parametrize("size", [(16, 16), (13, 7), (4, 8), (1, 2)])
-def test_article_matches_reference(batch, size, dtype, record_property):
-    features = size[0] * size[1]
-    parity.check(
-        record_property,
-        "simplified_psa.article_s0",
-        SimplifiedPSA.article_s0(features),
-        reference.PSAModule(32, features),
-        shape=(batch, *size, 32),
-        dtype=dtype,
-        naming="articles",
-    )
-
-
-def test_weights_come_back_bit_for_bit():
-    layer = SimplifiedPSA(24)
-    contract.check_round_trip(layer, reference.PSAModule(32, 24), "articles", (1, 5, 5, 32))
 
 
 @pytest.mark.parametrize("size", [(4, 4), (6, 4), (1, 1)])

@@ -9,54 +9,6 @@ from flaxattn.attention import SpatialAttention
 from flaxattn.attention.spatial_attention import channel_max
 from flaxattn.errors import InputError
 from tests.attention import contract, parity
-from tests.torch_reference import spatial_attention as reference
-from tests.torch_reference.torchvision_shim import timm
-
-CASES = {
-    "spatial.article_s0": (
-        SpatialAttention.article_s0(),
-        reference.SpatialGateArticle0,
-        "article_s0",
-    ),
-    "spatial.article_s1": (
-        SpatialAttention.article_s1(),
-        reference.SpatialAttentionArticle1,
-        "article_s1",
-    ),
-    "spatial, intended": (
-        SpatialAttention(kernel_size=3),
-        lambda: reference.SpatialAttentionArticle1(3, intended=True),
-        "article_s1",
-    ),
-    "spatial.official": (
-        SpatialAttention.official(),
-        reference.SpatialGateOfficial,
-        "official",
-    ),
-    "spatial.timm": (SpatialAttention.timm(), timm.layers.cbam.SpatialAttn, "timm"),
-}
-
-
-@pytest.mark.parametrize("name", CASES)
-@parity.everywhere
-def test_matches_reference(name, shape, dtype, record_property):
-    layer, make_reference, naming = CASES[name]
-    parity.check(
-        record_property,
-        name,
-        layer,
-        make_reference(),
-        shape=shape,
-        dtype=dtype,
-        naming=naming,
-        refused=layer.norm is not None and shape[:3] == (1, 1, 1),
-    )
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_weights_come_back_bit_for_bit(name):
-    layer, make_reference, naming = CASES[name]
-    contract.check_round_trip(layer, make_reference(), naming, (1, 5, 5, 32))
 
 
 @pytest.fixture

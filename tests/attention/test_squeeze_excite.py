@@ -6,43 +6,8 @@ from flax import linen as nn
 
 from flaxattn.attention import SqueezeExcite
 from flaxattn.errors import InputError
-from tests.attention import contract, parity
-from tests.torch_reference import squeeze_excite as reference
+from tests.attention import contract
 from tests.torch_reference.torchvision_shim import timm
-
-CASES = {
-    "se.article_s0": (
-        SqueezeExcite.article_s0(reduction=4),
-        lambda: reference.SEBlock(32, 4, bias=False),
-        "articles",
-    ),
-    "se.article_s1": (
-        SqueezeExcite.article_s1(reduction=4),
-        lambda: reference.SEBlock(32, 4),
-        "articles",
-    ),
-    "se.article_s2": (
-        SqueezeExcite.article_s2(),
-        lambda: reference.SEBlock(32, bias=False),
-        "articles",
-    ),
-    "se.timm": (SqueezeExcite.timm(), lambda: timm.layers.SEModule(32), "timm"),
-}
-
-
-@pytest.mark.parametrize("name", CASES)
-@parity.everywhere
-def test_matches_reference(name, shape, dtype, record_property):
-    layer, make_reference, naming = CASES[name]
-    parity.check(
-        record_property, name, layer, make_reference(), shape=shape, dtype=dtype, naming=naming
-    )
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_weights_come_back_bit_for_bit(name):
-    layer, make_reference, naming = CASES[name]
-    contract.check_round_trip(layer, make_reference(), naming, (1, 5, 5, 32))
 
 
 @pytest.mark.parametrize(("features", "reduction"), [(8, 16), (32, 16), (40, 4), (36, 3), (100, 7)])

@@ -1,5 +1,6 @@
 """Article 3's dual attention in PyTorch (mechanisms: A10), with its state dict's names."""
 
+import torch
 from torch import nn
 
 
@@ -25,12 +26,12 @@ class DualAttention(nn.Module):
 class LiteDualAttention(DualAttention):
     """The article's class has no forward; this is DualAttention's."""
 
-    def __init__(self, channels, *, gate=nn.Hardsigmoid):
-        super().__init__(channels, reduction=16, activation=nn.Hardswish, gate=gate)
+    def __init__(self, channels):
+        super().__init__(channels, reduction=16, activation=nn.Hardswish, gate=Hardsigmoid)
 
 
-class ExactHardsigmoid(nn.Module):
-    """nn.Hardsigmoid with a slope of 1/6 in the dtype of x."""
+class Hardsigmoid(nn.Hardsigmoid):
+    """torch's own has the slope 1/6 in float32 even for doubles; this one in the dtype of x."""
 
     def forward(self, x):
-        return nn.functional.relu6(x + 3) / 6
+        return nn.functional.relu6(x + 3) / 6 if x.dtype == torch.float64 else super().forward(x)
