@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flaxattn import Conv, weights
+from flaxattn.conv import require_odd
 from flaxattn.errors import InputError
 
 
@@ -50,10 +53,47 @@ def test_padding_is_symmetric_where_same_is_not():
     assert conv.apply(first, x)[0, :, 0].tolist() == [0, 1, 3, 5]
 
 
-@pytest.mark.parametrize("kernel_size", [0, 2, (3, 4)])
+@pytest.mark.parametrize("kernel_size", [2, (3, 4)])
 def test_even_kernel_without_padding(kernel_size):
     with pytest.raises(InputError, match=r"kernel_size=\d cannot keep the size .* use an odd one"):
         Conv(1, kernel_size).init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "advice"), [(-2, "1 or 3"), (0, "1 or 3"), (2, "1 or 3"), (6, "5 or 7")]
+)
+def test_the_nearest_odd_kernels_are_advised(kernel_size, advice):
+    with pytest.raises(InputError, match=f"use an odd one, such as {advice}"):
+        require_odd(kernel_size)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"features": 0},
+        {"kernel_size": 0},
+        {"kernel_size": (3, -1), "padding": 1},
+        {"strides": 0},
+        {"strides": (1, 0)},
+        {"dilation": 0},
+        {"groups": 0},
+    ],
+    ids=str,
+)
+def test_nothing_is_below_one(fields):
+    field, value = next(iter(fields.items()))
+    conv = Conv(**{"features": 4, "kernel_size": 3, **fields})
+    with pytest.raises(InputError, match=re.escape(f"{field}={value} is below one")):
+        conv.init(jax.random.key(0), jnp.ones((1, 8, 8, 4)))
+
+
+def test_precision_reaches_the_convolution():
+    x = jnp.ones((1, 8, 8, 4))
+    for precision, written in ((None, "DEFAULT"), (jax.lax.Precision.HIGHEST, "HIGHEST")):
+        conv = Conv(4, 3, precision=precision)
+        variables = conv.init(jax.random.key(0), x)
+        text = jax.jit(conv.apply).lower(variables, x).as_text()
+        assert f"precision_config = [#stablehlo<precision {written}>" in text
 
 
 def test_even_kernel_with_padding():

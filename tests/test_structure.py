@@ -1,12 +1,16 @@
 """The direction of the imports inside the package, and what `import flaxattn` leaves alone."""
 
 import ast
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from flaxattn import ATTENTION, BatchNorm, Conv
+from flaxattn.models import Placement, ResNet
 
 PACKAGE = Path(__file__).parent.parent / "flaxattn"
 
@@ -71,6 +75,23 @@ def violations(part, source):
 
 def part_of(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+CONTRACT_5 = ("dtype", "param_dtype", "kernel_init", "bias_init", "norm")
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [*dict.fromkeys(Placement(make).layer for make in ATTENTION.values()), BatchNorm, Conv, ResNet],
+    ids=lambda layer: layer.__name__,
+)
+def test_fields_are_in_order(layer):
+    """Structure first, then the dtypes, the initialisers and the norm."""
+    fields = [field.name for field in dataclasses.fields(layer)]
+    fields = [field for field in fields if field not in ("parent", "name")]
+    tail = fields[fields.index("dtype") :]
+    expected = [field for field in CONTRACT_5 if field in fields]
+    assert [field for field in tail if field != "scale_init"] == expected
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))

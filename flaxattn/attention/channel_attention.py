@@ -106,13 +106,14 @@ class ChannelAttention(nn.Module):
     def __call__(self, x: Array, train: bool = False) -> Array:
         if self.output not in OUTPUTS:
             raise unknown("output", self.output, OUTPUTS)
+        # One row for each pool: the shared MLP sees them all at once.
+        pooled = jnp.stack(pool_by_each(x, self.pools, POOLS), axis=1)
         features = x.shape[-1]
         hidden = reduced_features(features, self.reduction, divisor=self.divisor)
         dtype = at_least_float32(self.dtype or x.dtype)
 
-        # One row for each pool: the shared MLP sees them all at once.
         logits = bottleneck(
-            jnp.stack(pool_by_each(x, self.pools, POOLS), axis=1),
+            pooled,
             hidden,
             features,
             use_bias=self.use_bias,

@@ -122,7 +122,7 @@ def _from_mapping(slot: str, fields: dict[str, Any]) -> Placement:
         raise InputError(f"{slot} has one position only: position=... belongs to attention.")
     for field in ("parent", "features", "strides") if slot == "conv" else ("parent",):
         if field in fields:
-            raise InputError(f"{field} of a {slot} layer is for the block to give: leave it out.")
+            raise InputError(f"{field} in the {slot} slot is for the block to give: leave it out.")
     stages = fields.pop("stages", "all")
     blocks = fields.pop("blocks", _BLOCKS[slot])
     position = fields.pop("position", "out")

@@ -41,6 +41,28 @@ def test_every_name_and_variant_keeps_the_contract(name, variant):
     assert layer.role in ("recalibrate", "context", "convolution", "head")
 
 
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("cbam", 3),
+        ("channel", 2),
+        ("eca", 1),
+        ("sca", 2),
+        ("sca_lite", 2),
+        ("se", 2),
+        ("sk", 2),
+        ("spatial", 1),
+    ],
+)
+def test_gates_multiply_in_full_float32_on_every_platform(name, layers):
+    """By default an accelerator would multiply float32 in fewer bits."""
+    layer = create_attention(name, **REQUIRED.get(name, {}))
+    x = jnp.ones((2, 4, 8, 32))
+    variables = layer.init(jax.random.key(0), x)
+    text = jax.jit(layer.apply).lower(variables, x).as_text()
+    assert text.count("precision_config = [#stablehlo<precision HIGHEST>") == layers
+
+
 def test_fields_prevail_over_the_variant():
     assert create_attention("se", reduction=4) == SqueezeExcite(reduction=4)
     layer = create_attention("cbam", variant="article_s2", kernel_size=5)

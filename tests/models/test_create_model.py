@@ -54,9 +54,11 @@ def test_models_can_be_static_arguments():
         ({"name": "resnet18", "atention": "se"}, "field of resnet18 'atention'.*mean attention"),
         ({"name": "resnet18", "parent": None}, "unknown field of resnet18 'parent'"),
         ({"name": "resnet18", "attention": "psa"}, "three papers"),
+        ({"name": "resnet18", "width": 0}, "width=0 is below 1: use 1 or more"),
+        ({"name": "resnet18", "num_classes": -1}, "num_classes=-1 is below 0: use 0 or more"),
     ],
 )
-def test_unknown_names_are_refused(fields, sentence):
+def test_what_cannot_be_made_is_refused(fields, sentence):
     with pytest.raises(InputError, match=sentence):
         create_model(**fields)
 
