@@ -1,7 +1,10 @@
 """Batches as a pure function of (seed, step), the same over any number of processes."""
 
+import atexit
 import os
-from collections.abc import Generator
+import weakref
+from collections.abc import Generator, Iterable
+from typing import Any
 
 import grain
 import numpy as np
@@ -40,8 +43,9 @@ def train_batches(
         batch_size: of all processes together; b = batch_size / process_count.
         start_step: how many batches have been consumed before.
         workers: 0 prefetches with threads of this process; more start as many processes, for
-            images whose decoding keeps a processor busy. They are spawned, so a script that uses
-            them has its work under `if __name__ == "__main__":`. The batches are the same.
+            images whose decoding keeps a processor busy, but never more than this machine has
+            processors. They are spawned, so a script that uses them has its work under
+            `if __name__ == "__main__":`. The batches are the same.
 
     Closing or dropping the iterator ends its threads and processes.
 
@@ -113,6 +117,7 @@ def _local_size(batch_size: int, process_index: int, process_count: int, workers
 
 
 def _iterate(dataset: grain.MapDataset, workers: int) -> Generator[Batch, None, None]:
+    workers = min(workers, os.cpu_count() or 1)
     if workers:
         if not flags.FLAGS.is_parsed():
             # Grain asks a flag of its own whether to profile workers; outside of absl.app nobody
@@ -129,7 +134,35 @@ def _iterate(dataset: grain.MapDataset, workers: int) -> Generator[Batch, None, 
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         )
     iterator = iter(batches)
+    generator = _closing(iterator, map(_copied, iterator) if workers else iterator)
+    _open.add(generator)
+    return generator
+
+
+def _closing(iterator: Any, batches: Iterable[Batch]) -> Generator[Batch, None, None]:
     try:
-        yield from iterator
+        yield from batches
     finally:
         iterator.close()
+
+
+# For a program that ends without closing: when the interpreter takes its modules apart and drops
+# the generators, Grain can no longer stop its workers and release their memory.
+_open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for batches in list(_open):
+        batches.close()
+
+
+def _copied(batch: Batch) -> Batch:
+    # Workers send arrays in shared memory, which Grain releases with the last reference: one that
+    # is held until the program ends, as the last batch is by Grain's own frames, would be leaked.
+    copied = {name: np.array(values) for name, values in batch.items()}
+    for values in batch.values():
+        if (shared := getattr(values, "shm", None)) is not None:
+            shared.unlink()
+            values._unlink_on_del = False  # type: ignore[attr-defined]
+    return copied

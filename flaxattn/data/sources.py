@@ -138,8 +138,9 @@ class TfdsSource:
 class FolderSource:
     """The images of root/split/class/*.jpg, .jpeg or .png; classes are the sorted folder names.
 
-    Hidden folders are passed over. Raises InputError if the root or the split is missing, has no
-    class folders, or has one without images.
+    Passed over are hidden files and folders, and whatever is named as an image and is no file: a
+    folder, a link to nothing. Raises InputError if the root or the split is missing, has no class
+    folders, or has one without images; when reading, for a file that cannot be read.
     """
 
     def __init__(self, root: str | os.PathLike, split: str) -> None:
@@ -178,7 +179,15 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> Record:
         file = self._files[index]
-        return {"image": Path(file).read_bytes(), "label": self._labels[index], "name": file}
+        try:
+            image = Path(file).read_bytes()
+        except OSError as error:
+            # Not "remove it": with another set of files, a run that goes on has another order.
+            raise InputError(
+                f"{file} cannot be read ({error.strerror or error}): make it readable or put it "
+                f"back."
+            ) from error
+        return {"image": image, "label": self._labels[index], "name": file}
 
 
 def _open_tfds(config: Mapping[str, Any], split: str) -> Source:
@@ -252,5 +261,7 @@ def _images(folder: Path) -> Sequence[str]:
         return sorted(
             entry.path
             for entry in entries
-            if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith(".")
+            if entry.name.lower().endswith(IMAGE_SUFFIXES)
+            and not entry.name.startswith(".")
+            and entry.is_file()
         )

@@ -50,7 +50,7 @@ def decode(record: Record, *, channels: int) -> np.ndarray:
         raise InputError(
             f"{record['name']} cannot be read as an image "
             f"({'its format is none that Pillow knows' if unknown_format else error}): "
-            f"replace or remove it."
+            f"replace it."
         ) from error
     return pixels.reshape(*pixels.shape[:2], channels)
 

@@ -237,6 +237,33 @@ def test_a_folder_per_class(root):
     assert pickle.loads(pickle.dumps(source))[1] == source[1]
 
 
+def test_what_is_named_as_an_image_and_is_no_file_is_passed_over(root):
+    def names():
+        source = open_source(folder_config(root), "train")
+        return [source[i]["name"] for i in range(len(source))]
+
+    before = names()
+    (root / "train/dog/folder.png").mkdir()
+    (root / "train/dog/nothing.png").symlink_to(root / "nowhere.png")
+    (root / "train/dog/z.png").symlink_to(root / "val/dog/d.png")
+    assert names() == [*before, f"{root}/train/dog/z.png"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(PermissionError(13, "Permission denied"), "Permission denied"), (OSError("odd"), "odd")],
+)
+def test_a_file_that_cannot_be_read_is_a_sentence(root, monkeypatch, error, reason):
+    source = open_source(folder_config(root), "train")
+
+    def refuse(_):
+        raise error
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(InputError, match=rf"cat/c\.jpeg cannot be read \({reason}\): make"):
+        source[0]
+
+
 def test_the_home_folder_may_be_written_as_a_tilde(root, monkeypatch):
     monkeypatch.setenv("HOME", str(root.parent))
     assert len(open_source(folder_config(Path("~", root.name)), "val")) == 2
