@@ -23,6 +23,17 @@ def sown(layer, variables, x):
     return answer, state["intermediates"]
 
 
+def check_gate(layer):
+    """`gate` of the averages is what is sown, and the answer is x times it."""
+    x = jax.random.normal(jax.random.key(0), (2, 5, 3, 32))
+    variables = layer.init(jax.random.key(1), x)
+    gate = layer.apply(variables, x.mean((1, 2)), method="gate")
+    assert gate.shape == (2, 32)
+    y, gates = sown(layer, variables, x)
+    np.testing.assert_allclose(y, x * gate[:, None, None, :], rtol=1e-6)
+    np.testing.assert_allclose(gates["attention"][0], gate, rtol=1e-6)
+
+
 def check_bfloat16(layer, *, same_gate=True):
     """A bfloat16 map far from zero: bfloat16 answer, float32 gates.
 

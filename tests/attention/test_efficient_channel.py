@@ -54,14 +54,7 @@ def test_a_gate_reads_its_neighbours_only():
 
 
 def test_gate_is_the_call_without_pooling_and_multiplication():
-    layer = EfficientChannel()
-    x = jax.random.normal(jax.random.key(0), (2, 5, 3, 32))
-    variables = layer.init(jax.random.key(1), x)
-    gate = layer.apply(variables, x.mean((1, 2)), method="gate")
-    assert gate.shape == (2, 32)
-    y, gates = contract.sown(layer, variables, x)
-    np.testing.assert_allclose(y, x * gate[:, None, None, :], rtol=1e-6)
-    np.testing.assert_allclose(gates["attention"][0], gate, rtol=1e-6)
+    contract.check_gate(EfficientChannel())
 
 
 def test_even_kernel():

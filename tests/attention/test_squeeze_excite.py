@@ -27,14 +27,7 @@ def test_silent_last_layer_halves_the_input():
 
 
 def test_gate_is_the_call_without_pooling_and_multiplication():
-    layer = SqueezeExcite(reduction=4)
-    x = jax.random.normal(jax.random.key(0), (2, 5, 3, 32))
-    variables = layer.init(jax.random.key(1), x)
-    gate = layer.apply(variables, x.mean((1, 2)), method="gate")
-    assert gate.shape == (2, 32)
-    y, gates = contract.sown(layer, variables, x)
-    np.testing.assert_allclose(y, x * gate[:, None, None, :], rtol=1e-6)
-    np.testing.assert_allclose(gates["attention"][0], gate, rtol=1e-6)
+    contract.check_gate(SqueezeExcite(reduction=4))
 
 
 def test_reduction_that_leaves_no_channel():
