@@ -12,6 +12,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["OMP_NUM_THREADS"] = "1"  # of torch: pytest-xdist has a process for each core
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import hypothesis  # noqa: E402

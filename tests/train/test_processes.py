@@ -104,32 +104,38 @@ def kill_at(moment, process):
     assert process.returncode == -signal.SIGKILL
 
 
-def test_two_processes_have_the_losses_of_one(tmp_path, flags, start):
-    """In float64, to the last digits, at the config's learning rate."""
-    flags += ["--config.dtype=float64", "--config.eval_batch_size=100"]
-    x64 = {"JAX_ENABLE_X64": "1"}
-    status, output = finish(start(tmp_path / "one", *flags, **x64))
+X64 = {"JAX_ENABLE_X64": "1"}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "peak_rate", "tolerance"), [("float32", 0.02, 1e-5), ("float64", 0.1, 1e-12)]
+)
+def test_two_processes_have_the_losses_of_one(tmp_path, flags, start, dtype, peak_rate, tolerance):
+    """Of a debug run, evaluation included; in float32 at a rate that test_loop.py explains."""
+    flags += [f"--config.dtype={dtype}", f"--config.optim.learning_rate={peak_rate}"]
+    flags += ["--config.eval_batch_size=100"]
+    status, output = finish(start(tmp_path / "one", *flags, **X64))
     assert status == 0, output
 
-    results = [finish(process) for process in start_two(start, tmp_path / "two", *flags, **x64)]
+    results = [finish(process) for process in start_two(start, tmp_path / "two", *flags, **X64)]
     assert [status for status, _ in results] == [0, 0], results
     outputs = [output for _, output in results]
     assert "2 x CPU (cpu) in 2 processes" in outputs[0]
     result_lines = [output.strip().splitlines()[-1] for output in outputs]
     assert result_lines[0] == result_lines[1]
     assert result_lines[0].endswith("of 359)")
-    assert_same_losses(tmp_path / "two", tmp_path / "one", rtol=1e-12)
+    assert_same_losses(tmp_path / "two", tmp_path / "one", rtol=tolerance)
 
 
-def test_two_processes_in_float32_are_told_to_stop_and_one_goes_on(tmp_path, flags, start):
+def test_two_processes_are_told_to_stop_and_one_goes_on(tmp_path, flags, start):
     """What two saved together, one takes to the end: the losses of a run by one throughout.
 
-    At a learning rate at which no ReLU changes sides (see test_loop.py).
+    In float64, in which 88 steps do not blow a rounding error up to what can be seen.
     """
-    flags += ["--config.epochs=4.0", "--config.optim.learning_rate=0.02"]
-    status, output = finish(start(tmp_path / "one", *flags))
+    flags += ["--config.epochs=4.0", "--config.dtype=float64"]
+    status, output = finish(start(tmp_path / "one", *flags, **X64))
     assert status == 0, output
-    processes = start_two(start, tmp_path / "two", *flags)
+    processes = start_two(start, tmp_path / "two", *flags, **X64)
     for line in processes[0].stdout:
         if line.startswith("step 4/"):
             break
@@ -139,10 +145,10 @@ def test_two_processes_in_float32_are_told_to_stop_and_one_goes_on(tmp_path, fla
     assert [status for status, _ in results] == [128 + signal.SIGTERM] * 2, results
     step = newest_step(tmp_path / "two")
     assert 4 <= step < 88
-    status, output = finish(start(tmp_path / "two", *flags))
+    status, output = finish(start(tmp_path / "two", *flags, **X64))
     assert status == 0, output
     assert f"steps: {step} to 88" in output
-    assert_same_losses(tmp_path / "two", tmp_path / "one", rtol=1e-5)
+    assert_same_losses(tmp_path / "two", tmp_path / "one", rtol=1e-8)
 
 
 def test_an_error_of_one_process_ends_both(tmp_path, start):
