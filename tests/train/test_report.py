@@ -1,5 +1,7 @@
+import io
 import json
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -26,6 +28,18 @@ def test_one_line_an_interval_with_speed_and_time_left(report, caplog):
     assert line.startswith("step 5/20  epoch 0.50  loss 0.5  accuracy 0.9")
     assert "images/s" in line
     assert "ETA 0:00:0" in line
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_on_a_terminal_only(tmp_path, monkeypatch, terminal):
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    report = Report(tmp_path, start_step=5, total_steps=20, steps_per_epoch=10, batch_size=64)
+    for step in range(6, 21):
+        report.advance(step, np.zeros(()))
+    report.close()
+    assert ("20/20" in stream.getvalue()) == terminal
 
 
 def test_history_drops_what_a_stopped_run_had_not_saved(tmp_path):
