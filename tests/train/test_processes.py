@@ -1,5 +1,6 @@
 """train.py as people run it: real processes, real signals."""
 
+import json
 import os
 import signal
 import socket
@@ -68,17 +69,17 @@ def test_sigkill_at_any_moment_costs_nothing(tmp_path, flags, start):
     workdir = tmp_path / "killed"
     checkpoints = workdir / "checkpoints"
 
-    def saving():
-        return [path for path in checkpoints.glob("*") if "tmp" in path.name]
+    def stepping():
+        """Whether the process just started has taken a step: a row of its own is the last."""
+        metrics = workdir / "metrics.jsonl"
+        return metrics.exists() and metrics.stat().st_mtime > began and bool(read_steps(metrics))
 
-    moments = [
-        (workdir / "config.json").exists,
-        lambda: (workdir / "metrics.jsonl").exists() and len(read_lines(workdir)) > 4,
-        saving,
-        saving,
-        (checkpoints / "44").exists,
-    ]
-    for moment in moments:
+    def saving():
+        return stepping() and any("tmp" in path.name for path in checkpoints.glob("*"))
+
+    moments = [(workdir / "config.json").exists, stepping, saving, saving]
+    for moment in [*moments, (checkpoints / "44").exists]:
+        began = time.time()
         kill_at(moment, start(workdir, *flags))
     assert not (workdir / "result.json").exists()
     status, output = finish(start(workdir, *flags))
@@ -90,8 +91,11 @@ def test_sigkill_at_any_moment_costs_nothing(tmp_path, flags, start):
     assert history(workdir) == history(tmp_path / "whole")
 
 
-def read_lines(workdir):
-    return (workdir / "metrics.jsonl").read_text().splitlines()
+def read_steps(metrics):
+    """The steps after the newest checkpoint that have a row."""
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    saved = [int(p.name) for p in metrics.parent.glob("checkpoints/*") if p.name.isdigit()]
+    return [step for step in steps if step > max(saved, default=0)]
 
 
 def kill_at(moment, process):
