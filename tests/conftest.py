@@ -50,6 +50,11 @@ def data_dir(tmp_path_factory):
     return str(folder)
 
 
+def pytest_collection_modifyitems(items):
+    """Runs of whole processes first: they take longest, and must not be one worker's last."""
+    items.sort(key=lambda item: item.path.name != "test_processes.py")
+
+
 def pytest_terminal_summary(terminalreporter, config):
     """The largest error of each mechanism against its PyTorch references, as one table.
 
