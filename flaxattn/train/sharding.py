@@ -40,7 +40,7 @@ def require_platform(platform: str | None) -> None:
 
 
 def accelerator_in(root: Path) -> str | None:
-    """ "gpu" or "tpu" if Linux shows one below `root`, whether or not its driver works.
+    """The accelerator, "gpu" or "tpu", that Linux shows below `root`, its driver working or not.
 
     Newer TPUs are VFIO groups, as other passed-through devices are, on a PCI bus with Google's
     devices. The Makefile asks the same.

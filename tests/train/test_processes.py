@@ -72,13 +72,16 @@ def test_sigkill_at_any_moment_costs_nothing(tmp_path, flags, start):
     def stepping():
         """Whether the process just started has taken a step: a row of its own is the last."""
         metrics = workdir / "metrics.jsonl"
-        return metrics.exists() and metrics.stat().st_mtime > began and bool(read_steps(metrics))
+        return metrics.exists() and metrics.stat().st_mtime > began and rows_unsaved(metrics)
 
     def saving():
         return stepping() and any("tmp" in path.name for path in checkpoints.glob("*"))
 
-    moments = [(workdir / "config.json").exists, stepping, saving, saving]
-    for moment in [*moments, (checkpoints / "44").exists]:
+    def evaluated():
+        """All is done but the curves, the end of the last save, and the result."""
+        return (44, "test") in history(workdir)
+
+    for moment in [(workdir / "config.json").exists, stepping, saving, saving, evaluated]:
         began = time.time()
         kill_at(moment, start(workdir, *flags))
     assert not (workdir / "result.json").exists()
@@ -91,11 +94,11 @@ def test_sigkill_at_any_moment_costs_nothing(tmp_path, flags, start):
     assert history(workdir) == history(tmp_path / "whole")
 
 
-def read_steps(metrics):
-    """The steps after the newest checkpoint that have a row."""
+def rows_unsaved(metrics):
+    """Whether there are rows of steps after the newest checkpoint."""
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     saved = [int(p.name) for p in metrics.parent.glob("checkpoints/*") if p.name.isdigit()]
-    return [step for step in steps if step > max(saved, default=0)]
+    return max(steps, default=0) > max(saved, default=0)
 
 
 def kill_at(moment, process):
