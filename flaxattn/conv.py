@@ -1,5 +1,6 @@
 """The one convolution of the library: padding as in torch, parameters as in flax.linen.Conv."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ Initializer = Callable[..., Array]
 
 # torch draws the weights of nn.Conv2d and nn.Linear from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 torch_default: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+kaiming_fan_in: Initializer = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 kaiming_fan_out: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -62,11 +64,7 @@ class Conv(nn.Module):
             for size in kernel_size:
                 require_odd(size)
             padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel_size, dilation, strict=True))
-        if x.shape[-1] % self.groups or self.features % self.groups:
-            raise InputError(
-                f"groups={self.groups} must divide both the {x.shape[-1]} input channels and the "
-                f"{self.features} features: choose a common divisor."
-            )
+        require_groups(self.groups, x.shape[-1], self.features)
         kernel_shape = (*kernel_size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, kernel_shape, self.param_dtype)
         bias = (
@@ -89,12 +87,22 @@ class Conv(nn.Module):
         return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
-def require_odd(kernel_size: int) -> int:
-    """`kernel_size` itself, or InputError if it is even or below one."""
+def require_groups(groups: int, channels: int, features: int) -> None:
+    """InputError unless `groups` divides both the input's channels and the features."""
+    if channels % groups or features % groups:
+        common = math.gcd(groups, channels, features)
+        raise InputError(
+            f"groups={groups} must divide both the {channels} input channels and the "
+            f"{features} features: use groups={common} or another common divisor."
+        )
+
+
+def require_odd(kernel_size: int, field: str = "kernel_size") -> int:
+    """`kernel_size` itself, or InputError, by the name of `field`, if it is even or below one."""
     if kernel_size < 1 or kernel_size % 2 == 0:
         smaller = max(kernel_size - 1, 1)
         raise InputError(
-            f"kernel_size={kernel_size} cannot keep the size of a map with equal padding on both "
+            f"{field}={kernel_size} cannot keep the size of a map with equal padding on both "
             f"sides: use an odd one, such as {smaller} or {smaller + 2}."
         )
     return kernel_size

@@ -1,4 +1,6 @@
-"""Batch normalisation with torch's running statistics."""
+"""Normalisation as torch computes it."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,16 @@ from jax.typing import DTypeLike
 from flaxattn.conv import Initializer
 from flaxattn.errors import InputError
 from flaxattn.precision import at_least_float32
+
+# Over the last axis, and over the map and C / num_groups channels: torch's epsilon instead of
+# Flax's 1e-6, and the variance about the mean, so that a large mean costs no digits. For maps that
+# are float32 or wider already: Flax's own widening is to float32, which float64 cannot follow.
+LayerNorm = partial(
+    nn.LayerNorm, epsilon=1e-5, use_fast_variance=False, force_float32_reductions=False
+)
+GroupNorm = partial(
+    nn.GroupNorm, epsilon=1e-5, use_fast_variance=False, force_float32_reductions=False
+)
 
 
 class BatchNorm(nn.Module):
