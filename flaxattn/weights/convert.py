@@ -1,5 +1,6 @@
 """Torch tensors to Flax arrays of a module, and back."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxattn.errors import InputError
 from flaxattn.weights.files import read
-from flaxattn.weights.naming import Table, table, tables, torch_name
+from flaxattn.weights.naming import Table, is_derived, table, tables, torch_name
 
 _COUNTER = "num_batches_tracked"  # torch's count of training steps: no part of the function
 
@@ -32,7 +33,8 @@ def load(
         naming: one of the source names in `module.namings`, a table of renames, or None to take
             whichever naming explains all keys.
 
-    Every tensor is used exactly once; `num_batches_tracked` is the one kind that is left out. The
+    Every tensor is used exactly once. Left out are `num_batches_tracked` and what a naming calls
+    "derived": tensors that torch computes from a layer's fields and keeps beside its weights. The
     arrays take the module's dtypes.
 
     Raises InputError that lists every missing, unexpected and misshapen tensor; nothing is
@@ -40,7 +42,7 @@ def load(
     """
     tensors = read(source) if isinstance(source, str | Path) else dict(source)
     tensors = {key: t for key, t in tensors.items() if key.rpartition(".")[2] != _COUNTER}
-    targets = flatten_dict(_abstract_variables(module, input_shape))
+    targets = flatten_dict(abstract_variables(module, input_shape))
 
     candidates = [table(naming, module)] if naming is not None else [(), *tables(module).values()]
     attempts = [_fill(targets, tensors, candidate) for candidate in candidates]
@@ -62,40 +64,36 @@ def to_torch(
 
     `naming` is a source name in `module.namings`, a table of renames, or None for our own names
     (torchvision's and timm's, for what they have). Loads with `load_state_dict(strict=True)`: torch
-    itself supplies `num_batches_tracked`.
+    itself supplies `num_batches_tracked`. Derived tensors are not in it.
     """
     renames = table(naming, module)
     tensors = {}
     for (_, *path), array in flatten_dict(dict(variables)).items():
-        key, linear = torch_name(path, renames)
+        key, layout = torch_name(path, renames)
         if key in tensors:
             raise InputError(f"two arrays would be called {key}: the naming is not one to one.")
-        array = np.asarray(array)
-        if path[-1] == "kernel":
-            array = array.reshape(array.shape[-2:]) if linear else array
-            array = _output_first(array)
-        tensors[key] = array
+        tensors[key] = _theirs(np.asarray(array), path[-1], layout)
     return tensors
 
 
-def _abstract_variables(module: nn.Module, input_shape: Sequence[int]) -> dict[str, Any]:
+def abstract_variables(module: nn.Module, input_shape: Sequence[int]) -> dict[str, Any]:
+    """Shapes and dtypes of the module's variables for an input (N, H, W, C); makes no array."""
     x = jax.ShapeDtypeStruct(tuple(input_shape), getattr(module, "param_dtype", jnp.float32))
-    return jax.eval_shape(module.init, jax.random.key(0), x)
+    return jax.eval_shape(module.init, jax.eval_shape(lambda: jax.random.key(0)), x)
 
 
 def _fill(targets, tensors, renames: Table) -> tuple[dict[tuple, np.ndarray], list[str]]:
     """Arrays for `targets` as far as they are there and fit, and a line for each that does not."""
     filled, problems, used = {}, [], set()
+    tensors = {key: tensor for key, tensor in tensors.items() if not is_derived(key, renames)}
     for path, target in targets.items():
-        key = torch_name(path[1:], renames).key
+        key, layout = torch_name(path[1:], renames)
         if key not in tensors:
             problems.append(f"missing: {key} for {'/'.join(path)} {target.shape}")
             continue
         used.add(key)
-        array = np.asarray(tensors[key])
-        if path[-1] == "kernel":
-            array = _output_last(array)
-        if _without_ones(array.shape) != _without_ones(target.shape):
+        array = _ours(np.asarray(tensors[key]), path[-1], layout, target.shape)
+        if not _fits(array.shape, target.shape):
             problems.append(
                 f"misshapen: {key} {np.shape(tensors[key])} for {'/'.join(path)} {target.shape}"
             )
@@ -105,15 +103,41 @@ def _fill(targets, tensors, renames: Table) -> tuple[dict[tuple, np.ndarray], li
     return filled, sorted(problems)
 
 
-def _output_last(weight: np.ndarray) -> np.ndarray:
-    """(O, I, *spatial) -> (*spatial, I, O)."""
-    return weight.transpose(*range(2, weight.ndim), 1, 0) if weight.ndim > 1 else weight
+def _ours(tensor: np.ndarray, leaf: str, layout: str, shape: Sequence[int]) -> np.ndarray:
+    """A torch tensor with its axes in our order; still without regard to axes of one."""
+    if layout == "flat" and tensor.size == math.prod(shape):
+        tensor = tensor.reshape(shape[0], shape[-1], shape[-2], *shape[1:-2])
+    if layout in ("stacked", "flat") and tensor.ndim > 2:
+        return tensor.transpose(0, *range(3, tensor.ndim), 2, 1)
+    if (
+        leaf == "kernel" and tensor.ndim > 1 and layout != "matrix"
+    ):  # (O, I, *spatial) -> (*spatial, I, O)
+        return tensor.transpose(*range(2, tensor.ndim), 1, 0)
+    return tensor
 
 
-def _output_first(kernel: np.ndarray) -> np.ndarray:
-    """(*spatial, I, O) -> (O, I, *spatial), contiguous as a file wants it."""
-    axes = range(kernel.ndim)
-    return np.ascontiguousarray(kernel.transpose(axes[-1], axes[-2], *axes[:-2]))
+def _theirs(array: np.ndarray, leaf: str, layout: str) -> np.ndarray:
+    """One of our arrays as torch lays it out, contiguous as a file wants it."""
+    if layout in ("stacked", "flat") and array.ndim > 2:
+        last = array.ndim - 1
+        array = array.transpose(0, last, last - 1, *range(1, last - 1))
+        array = array.reshape(len(array), -1) if layout == "flat" else array
+    elif layout == "matrix":
+        array = array.reshape(array.shape[-2:])
+    elif leaf == "kernel":
+        array = array.reshape(array.shape[-2:]) if layout == "linear" else array
+        array = array.transpose(-1, -2, *range(array.ndim - 2))
+    elif not layout.strip("1n") and layout.count("n") == array.ndim > 0:
+        sizes = iter(array.shape)
+        array = array.reshape([next(sizes) if axis == "n" else 1 for axis in layout])
+    return np.ascontiguousarray(array)
+
+
+def _fits(shape: Sequence[int], target: Sequence[int]) -> bool:
+    """Whether they are equal, without regard to axes of one if their numbers of axes differ."""
+    if len(shape) == len(target):
+        return tuple(shape) == tuple(target)
+    return _without_ones(shape) == _without_ones(target)
 
 
 def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:

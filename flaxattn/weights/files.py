@@ -6,12 +6,18 @@ from pathlib import Path
 import numpy as np
 
 from flaxattn.errors import InputError
+from flaxattn.weights.pickles import read_pickle
 
 
-def read(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of a .safetensors or .npz file by name; nothing in either is ever executed.
+def read(path: str | Path, *, entry: str | None = None) -> dict[str, np.ndarray]:
+    """The tensors of a .safetensors, .npz, .pth or .pt file by name; nothing in it is executed.
 
-    Raises InputError for a missing file, another kind of file, and one that does not parse.
+    Args:
+        path: the file.
+        entry: which state dict of a torch checkpoint that has several, such as "state_dict_ema".
+
+    Raises InputError for a missing file, another kind of file, one that does not parse, and a torch
+    file that holds more than tensors (see `pickles`).
     """
     path = Path(path)
     if not path.is_file():
@@ -21,7 +27,11 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
             return _read_safetensors(path)
         case ".npz":
             return _read_npz(path)
-    raise InputError(f"cannot read weights from {path}: use a .safetensors or an .npz file.")
+        case ".pth" | ".pt" | ".bin" | ".tar":
+            return read_pickle(path, entry)
+    raise InputError(
+        f"cannot read weights from {path}: use a .safetensors, .pth, .pt, .bin, .tar or .npz file."
+    )
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -1,13 +1,21 @@
-"""Which torch tensor a Flax array is, by name.
+"""Which torch tensor a Flax array is, by name, and how torch lays it out.
 
 Submodules carry the reference's names, so one rule serves all: parts of the path join with dots, a
 trailing index leaves its parent (layer1_0 -> layer1.0), and the leaf takes torch's word (kernel and
 scale -> weight, mean -> running_mean, var -> running_var).
 
 Where a source names a thing otherwise, the class of that thing says so in `namings`, a mapping from
-the source's name to renames (foreign, ours) of dotted prefixes; a third element "linear" says that
-the source keeps as a matrix (nn.Linear) what is a 1x1 convolution here. A rename holds wherever its
-parts occur in a path, the longest first.
+the source's name to renames (foreign, ours) of dotted parts of a path. A rename holds wherever its
+parts occur, the longest first; one that ends at the array itself gives the whole rest of the key.
+A third element is the source's layout, where the general rule (see `convert`) does not find it:
+
+    "linear"    a matrix (O, I), nn.Linear's, of what is a 1x1 convolution here
+    "matrix"    a matrix (I, O), Theano's and TensorFlow's, of the same
+    "stacked"   kernels (K, O, I, *spatial) of what is (K, *spatial, I, O) here
+    "flat"      the same kernels as a matrix (K, O * I * ...)
+    "1n11"      a vector with axes of one around it, here (1, n, 1, 1); likewise "n11" and others,
+                and "n1n" of a matrix
+    "derived"   a tensor that follows from the layer's fields: no array of ours, left out (ours="")
 """
 
 import re
@@ -24,29 +32,40 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var":
 
 
 class TorchName(NamedTuple):
-    """A torch tensor's key, and whether it is a matrix that we keep as a 1x1 convolution."""
+    """A torch tensor's key, and the layout that its rename states, or ""."""
 
     key: str
-    linear: bool
+    layout: str
 
 
 def torch_name(path: Sequence[str], table: Table) -> TorchName:
     """The torch name of the array at `path` below its collection, such as ("fc1", "kernel")."""
-    *modules, leaf = path
-    renames = sorted(table, key=lambda rename: -len(rename[1].split(".")))
+    left = list(path)
+    renames = sorted((r for r in table if r[1]), key=lambda rename: -len(rename[1].split(".")))
     parts: list[str] = []
-    linear = False
-    while modules:
-        for foreign, ours, *kind in renames:
-            if modules[: len(ours.split("."))] == ours.split("."):
+    layout = ""
+    while left:
+        for foreign, ours, *layouts in renames:
+            if left[: ours.count(".") + 1] == ours.split("."):
                 parts += [foreign] if foreign else []
-                modules = modules[len(ours.split(".")) :]
-                linear = kind == ["linear"]
+                left = left[ours.count(".") + 1 :]
+                layout = layouts[0] if layouts else ""
                 break
         else:
-            parts.append(re.sub(r"_(\d+)$", r".\1", modules.pop(0)))
-            linear = False
-    return TorchName(".".join([*parts, _LEAVES.get(leaf, leaf)]), linear)
+            if len(left) > 1:
+                parts.append(re.sub(r"_(\d+)$", r".\1", left.pop(0)))
+                layout = ""
+            else:
+                leaf = left.pop()
+                parts.append(_LEAVES.get(leaf, leaf))
+    return TorchName(".".join(parts), layout)
+
+
+def is_derived(key: str, table: Table) -> bool:
+    """Whether `table` says that the tensor called `key` follows from the layer's fields."""
+    return any(
+        rename[2:] == ("derived",) and f".{key}".endswith(f".{rename[0]}") for rename in table
+    )
 
 
 def tables(module: nn.Module) -> Mapping[str, Table]:

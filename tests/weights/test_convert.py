@@ -102,6 +102,13 @@ def test_a_transposed_matrix_is_refused():
         weights.load(BIAS_FREE, tensors, SHAPE, naming="articles")
 
 
+def test_axes_of_one_count_where_there_are_equally_many():
+    layer = Conv(5, (5, 1), groups=5, use_bias=False)  # (5, 1, 1, 5), and torch's (5, 1, 5, 1)
+    with pytest.raises(InputError, match=r"misshapen: weight \(5, 1, 1, 5\)"):
+        weights.load(layer, {"weight": np.zeros((5, 1, 1, 5))}, (1, 8, 8, 5))
+    weights.load(layer, {"weight": np.zeros((5, 1, 5, 1))}, (1, 8, 8, 5))
+
+
 def test_arrays_take_the_modules_dtype():
     with jax.enable_x64(True):
         module = SqueezeExcite(use_bias=False, param_dtype=jnp.float64)
@@ -123,3 +130,56 @@ def test_two_arrays_of_one_name():
     variables = CBAM().init(jax.random.key(0), jnp.zeros(SHAPE))
     with pytest.raises(InputError, match=r"two arrays would be called fc\.weight"):
         weights.to_torch(variables, (("fc", "channel.fc1"), ("fc", "channel.fc2")))
+
+
+class Layouts(nn.Module):
+    """One array of each layout that a rename can state."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        zeros = nn.initializers.zeros
+        self.param("kernels", zeros, (3, 5, 4, 2, 6))
+        self.param("experts", zeros, (3, 5, 4, 2, 6))
+        self.param("gate", zeros, (6,))
+        norm = nn.LayerNorm(name="mlp_1")(x)
+        return Conv(5, name="out")(Conv(6, name="fc")(norm))
+
+
+LAYOUTS = (
+    ("weight", "kernels", "stacked"),
+    ("experts.weight", "experts", "flat"),
+    ("alpha", "gate", "1n11"),
+    ("mlp.1", "mlp_1", "n11"),
+    ("head", "fc", "linear"),
+    ("tail_W", "out.kernel", "matrix"),
+    ("tail_b", "out.bias"),
+    ("grid.index", "", "derived"),
+)
+
+
+def test_layouts_that_renames_state():
+    rng = np.random.default_rng(0)
+    shapes = {"weight": (3, 6, 2, 5, 4), "experts.weight": (3, 240), "alpha": (1, 6, 1, 1)}
+    shapes |= {"mlp.1.weight": (2, 1, 1), "mlp.1.bias": (2, 1, 1)}
+    shapes |= {"head.weight": (6, 2), "head.bias": (6,), "tail_W": (6, 5), "tail_b": (5,)}
+    tensors = {key: rng.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}
+    derived = {"grid.index": np.arange(9)}
+    params = weights.load(Layouts(), tensors | derived, (1, 5, 5, 2), LAYOUTS)["params"]
+
+    assert params["kernels"][2, 4, 1, 0, 3] == tensors["weight"][2, 3, 0, 4, 1]
+    stacked = tensors["experts.weight"].reshape(3, 6, 2, 5, 4)
+    assert params["experts"][2, 4, 1, 0, 3] == stacked[2, 3, 0, 4, 1]
+    assert params["fc"]["kernel"][0, 0, 1, 4] == tensors["head.weight"][4, 1]
+    assert params["out"]["kernel"][0, 0, 4, 1] == tensors["tail_W"][4, 1]
+
+    back = weights.to_torch({"params": params}, LAYOUTS)
+    assert back.keys() == tensors.keys()
+    for key, tensor in tensors.items():
+        np.testing.assert_array_equal(back[key], tensor, strict=True)
+        assert back[key].flags.c_contiguous
+
+
+def test_a_derived_tensor_of_another_name_is_unexpected():
+    tensors = weights.to_torch(Layouts().init(jax.random.key(0), jnp.zeros((1, 5, 5, 2))), LAYOUTS)
+    with pytest.raises(InputError, match=r"unexpected: rid\.index"):
+        weights.load(Layouts(), tensors | {"rid.index": np.arange(9)}, (1, 5, 5, 2), LAYOUTS)

@@ -55,5 +55,5 @@ def test_no_such_file(tmp_path):
 def test_another_kind_of_file(tmp_path):
     path = tmp_path / "weights.h5"
     path.touch()
-    with pytest.raises(InputError, match=r"use a \.safetensors or an \.npz file"):
+    with pytest.raises(InputError, match=r"use a \.safetensors, \.pth, .* or \.npz file"):
         weights.read(path)

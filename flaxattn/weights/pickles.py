@@ -1,0 +1,217 @@
+"""Files of torch.save, read without torch and without running what they contain.
+
+Such a file is a pickle, and a pickle is a program: it may name any function and call it. Here only
+a few names are known, those that rebuild tensors and dictionaries, and stand for functions of our
+own; any other ends the reading before anything is called. The tensors' bytes lie beside the pickle,
+in a zip archive (since torch 1.6), or behind it (before).
+"""
+
+import collections
+import io
+import math
+import operator
+import pickle
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from flaxattn.errors import InputError
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # the first of the pickles in a file older than torch 1.6
+
+# What reading a file that is not whole, or a forged one, may raise.
+_BROKEN = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, struct.error, UnicodeDecodeError),
+    *(KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError),
+    *(RuntimeError, MemoryError),
+)
+
+_STORAGES = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+
+class Storage:
+    """The numbers that one or several tensors share; `array` is filled in when they are read."""
+
+    def __init__(self, dtype: Any, size: int) -> None:
+        self.dtype = np.dtype(dtype)
+        self.size = size
+        self.array = np.empty(0, self.dtype)
+
+    def __setstate__(self, state: Any) -> None:
+        """A pickle could set attributes, and so have memory read that is not the file's."""
+        raise pickle.UnpicklingError("it sets the attributes of a storage")
+
+    def fill(self, data: bytes) -> None:
+        if len(data) != self.size * self.dtype.itemsize:
+            raise EOFError(f"{len(data)} bytes where {self.size} numbers should be")
+        self.array = np.frombuffer(data, self.dtype.newbyteorder("<"))
+
+
+class Tensor(NamedTuple):
+    """A tensor's view of its storage, in numbers."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def numpy(self) -> np.ndarray:
+        """A copy of its own, after a check that the view stays within the storage."""
+        last = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
+        inside = self.offset >= 0 and min(self.strides, default=0) >= 0
+        size = self.storage.array.size
+        if math.prod(self.shape) and not (inside and self.offset + last < size):
+            raise ValueError(f"a tensor {self.shape} beyond its storage of {size}")
+        return np.lib.stride_tricks.as_strided(
+            self.storage.array[self.offset :],
+            self.shape,
+            [step * self.storage.dtype.itemsize for step in self.strides],
+        ).copy()
+
+
+def read_pickle(path: Path, entry: str | None = None) -> dict[str, np.ndarray]:
+    """The tensors of a file that torch.save wrote, by name.
+
+    Args:
+        path: the file, of either format.
+        entry: which dictionary of a training checkpoint to take, such as "state_dict_ema"; None if
+            the file is the state dict itself or has exactly one.
+
+    A prefix "module." on all keys, which torch's DataParallel leaves, is dropped.
+
+    Raises InputError for a file that is not whole, one that names anything but tensors and
+    dictionaries (nothing of it is run), and one without a single state dict.
+    """
+    try:
+        content = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+    except InputError:
+        raise
+    except _BROKEN as error:
+        raise InputError(f"{path} is not a whole file of torch.save: {error}.") from error
+    tensors = dict(_state_dict(path, content, entry))
+    if all(key.startswith("module.") for key in tensors):
+        tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
+    try:
+        return {key: tensor.numpy() for key, tensor in tensors.items()}
+    except _BROKEN as error:
+        raise InputError(f"{path} is not a whole file of torch.save: {error}.") from error
+
+
+def _read_zip(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        folder = name.removesuffix("data.pkl")
+        order = f"{folder}byteorder"
+        if order in archive.namelist() and archive.read(order) != b"little":
+            raise ValueError("its numbers are big-endian")
+        unpickler = _Unpickler(io.BytesIO(archive.read(name)), path)
+        content = unpickler.load()
+        for key, storage in unpickler.storages.items():
+            storage.fill(archive.read(f"{folder}data/{key}"))
+    return content
+
+
+def _read_legacy(path: Path) -> Any:
+    with path.open("rb") as file:
+        if _Unpickler(file, path).load() != _MAGIC:
+            raise ValueError("it begins with another number than torch's")
+        _Unpickler(file, path).load()  # the version of the format
+        _Unpickler(file, path).load()  # the byte order, and sizes of C types
+        unpickler = _Unpickler(file, path)
+        content = unpickler.load()
+        for key in _Unpickler(file, path).load():
+            storage = unpickler.storages[key]
+            (size,) = struct.unpack("<q", file.read(8))
+            if size != storage.size:
+                raise ValueError(f"a storage of {size} numbers where {storage.size} should be")
+            storage.fill(file.read(size * storage.dtype.itemsize))
+    return content
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows tensors, their storages and dictionaries; any other name is refused."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        super().__init__(file, encoding="utf-8")
+        self.path = path
+        self.storages: dict[str, Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        known: dict[tuple[str, str], Any] = {
+            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+            ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+            ("torch", "Size"): tuple,
+        }
+        if module in ("torch", "torch.storage") and name in _STORAGES:
+            return _STORAGES[name]
+        if (module, name) not in known:
+            raise InputError(
+                f"{self.path} asks for {module}.{name}, which is no tensor, and nothing of it was "
+                f"run: save the state dict alone, best with safetensors, where you trust the file."
+            )
+        return known[module, name]
+
+    def persistent_load(self, pid: Sequence[Any]) -> Storage:
+        kind, dtype, key, _, size, *view = pid
+        if kind != "storage" or (view and view[0] is not None):
+            raise ValueError(f"it refers to a {kind} that is not understood")
+        return self.storages.setdefault(key, Storage(dtype, size))
+
+
+def _rebuild_tensor(storage: Storage, offset: int, shape, strides, *_: Any) -> Tensor:
+    if not isinstance(storage, Storage):
+        raise ValueError("a tensor without a storage")
+    # Python's integers: NumPy's, which a file can also hold, overflow in the check of the view.
+    integers = operator.index
+    return Tensor(
+        storage, integers(offset), tuple(map(integers, shape)), tuple(map(integers, strides))
+    )
+
+
+def _rebuild_parameter(tensor: Tensor, *_: Any) -> Tensor:
+    return tensor
+
+
+def _state_dict(path: Path, content: Any, entry: str | None) -> Iterator[tuple[str, Tensor]]:
+    """The one dictionary of tensors in `content`."""
+    found = dict(_state_dicts(content))
+    if entry is not None:
+        if entry not in found:
+            raise InputError(f"{path} has no state dict {entry!r}: it has {sorted(found)}.")
+        chosen = found[entry]
+    elif len(found) == 1:
+        (chosen,) = found.values()
+    else:
+        raise InputError(
+            f"{path} has {len(found)} state dicts: {sorted(found)}; a file with one is needed, or "
+            f"read(path, entry=...) with one of these."
+        )
+    yield from chosen.items()
+
+
+def _state_dicts(content: Any) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """The mappings in `content` that hold tensors under names and nothing else: itself, entries."""
+    if not isinstance(content, Mapping):
+        return
+    for name, value in [("", content), *content.items()]:
+        if isinstance(value, Mapping) and value:
+            tensors = all(isinstance(tensor, Tensor) for tensor in value.values())
+            if tensors and all(isinstance(key, str) for key in value):
+                yield name, value

@@ -1,0 +1,171 @@
+"""Files that torch itself wrote, and files that nobody should open."""
+
+import os
+import pickle
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from flaxattn import weights
+from flaxattn.attention import SqueezeExcite
+from flaxattn.errors import InputError
+from tests.torch_reference.torchvision_shim import timm
+
+FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+
+
+def save(content, path, zipped):
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    return path
+
+
+@FORMATS
+def test_a_network_is_read_as_torch_wrote_it(tmp_path, zipped):
+    state = timm.create_model("resnet18", num_classes=10).state_dict()
+    read = weights.read(save(state, tmp_path / "resnet18.pth", zipped))
+    assert list(read) == list(state)
+    for key, tensor in state.items():
+        np.testing.assert_array_equal(read[key], tensor.numpy(), strict=True)
+
+
+@FORMATS
+def test_every_dtype_and_view(tmp_path, zipped):
+    base = torch.arange(24.0).reshape(2, 3, 4)
+    tensors = {
+        "slice": base[1, :, 1:3],
+        "transposed": base.mT,
+        "expanded": torch.ones(3, 1).expand(3, 5),
+        "scalar": torch.tensor(7),
+        "empty": torch.zeros(0, 3),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+    }
+    dtypes = ("float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
+    tensors |= {name: torch.ones(3).to(getattr(torch, name)) for name in dtypes}
+    read = weights.read(save(tensors, tmp_path / "tensors.pt", zipped))
+    for key, tensor in tensors.items():
+        np.testing.assert_array_equal(read[key], tensor.detach().numpy(), strict=True)
+        assert read[key].flags.owndata
+
+
+@FORMATS
+def test_bfloat16(tmp_path, zipped):
+    tensor = torch.randn(5).to(torch.bfloat16)
+    read = weights.read(save({"x": tensor}, tmp_path / "x.pth", zipped))["x"]
+    assert read.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(read.astype(np.float32), tensor.float().numpy())
+
+
+@FORMATS
+def test_a_training_checkpoint(tmp_path, zipped):
+    layer = timm.layers.SEModule(32)
+    parallel = {f"module.{key}": tensor for key, tensor in layer.state_dict().items()}
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9).state_dict()
+    content = {"epoch": 3, "state_dict": parallel, "optimizer": optimizer, "best": None}
+    path = save(content, tmp_path / "checkpoint.pth.tar", zipped)
+    variables = weights.load(SqueezeExcite.timm(), path, (1, 8, 8, 32))
+    np.testing.assert_array_equal(variables["params"]["fc2"]["bias"], layer.fc2.bias.detach())
+
+
+def test_two_state_dicts_need_a_choice(tmp_path):
+    one, other = {"x": torch.zeros(1)}, {"x": torch.ones(1)}
+    path = save({"state_dict": one, "state_dict_ema": other}, tmp_path / "two.pth", True)
+    with pytest.raises(InputError, match=r"2 state dicts: \['state_dict', 'state_dict_ema'\]"):
+        weights.read(path)
+    assert weights.read(path, entry="state_dict_ema")["x"] == 1
+    with pytest.raises(InputError, match="no state dict 'ema'"):
+        weights.read(path, entry="ema")
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, 7, [torch.ones(1)], {}])
+def test_no_state_dict(tmp_path, content):
+    with pytest.raises(InputError, match="has 0 state dicts"):
+        weights.read(save(content, tmp_path / "none.pth", True))
+
+
+class Bomb:
+    """What an attacker puts into a checkpoint."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@FORMATS
+@pytest.mark.parametrize("place", ["value", "key"])
+def test_foreign_code_is_refused_and_not_run(tmp_path, zipped, place):
+    bomb = Bomb(tmp_path / "harm")
+    content = {"x": torch.ones(1), "y": bomb} if place == "value" else {"x": {"z": [bomb]}}
+    path = save(content, tmp_path / "bomb.pth", zipped)
+    with pytest.raises(InputError, match=r"asks for (posix|nt)\.mkdir, .* nothing of it was run"):
+        weights.read(path)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_builtin_is_foreign_code_too(tmp_path):
+    path = tmp_path / "eval.pth"
+    path.write_bytes(pickle.dumps(eval))
+    with pytest.raises(InputError, match=r"asks for builtins\.eval"):
+        weights.read(path)
+
+
+@FORMATS
+@pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_file(tmp_path, zipped, keep):
+    path = save({"x": torch.ones(1000)}, tmp_path / "x.pth", zipped)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+    with pytest.raises(InputError, match="is not a whole file of torch"):
+        weights.read(path)
+
+
+SHAPE = b"M" + (1000).to_bytes(2, "little")  # the storage's size reads the same and comes first
+INT64 = b"ctorch\nLongStorage\n(L%dL\ntR"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        (
+            SHAPE,
+            b"M" + (60000).to_bytes(2, "little"),
+            r"a tensor \(60000,\) beyond its stor.* 1000",
+        ),
+        (SHAPE, b"X\x01\x00\x00\x00n", "'str' object cannot be interpreted as an integer"),
+        (  # 16 strides of 2^60 + 1 are 16 in 64 bits
+            SHAPE + b"\x85q\x08K\x01\x85",
+            INT64 % 17 + b"\x85" + INT64 % (2**60 + 1) + b"\x85",
+            r"a tensor \(17,\) beyond its storage of 1000",
+        ),
+        (  # the storage would say that it is larger, and never be filled
+            b"QK\x00",
+            b"Q}(X\x04\x00\x00\x00sizeM\x60\xeaX\x04\x00\x00\x00fillctorch\nSize\nubK\x00",
+            "it sets the attributes of a storage",
+        ),
+    ],
+    ids=["shape", "text", "overflow", "state"],
+)
+def test_memory_beyond_a_storage_is_not_read(tmp_path, old, new, sentence):
+    """A file may state anything of its tensors."""
+    path = save({"x": torch.ones(1000)}, tmp_path / "x.pth", True)
+    forged = tmp_path / "forged.pth"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(forged, "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name.endswith("data.pkl"):
+                head, found, tail = data.rpartition(old)
+                assert found
+                data = head + new + tail
+            target.writestr(name, data)
+    with pytest.raises(InputError, match=sentence):
+        weights.read(forged)
+
+
+def test_another_file_by_that_name(tmp_path):
+    path = tmp_path / "picture.pth"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    with pytest.raises(InputError, match="is not a whole file of torch"):
+        weights.read(path)
