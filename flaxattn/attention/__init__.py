@@ -8,44 +8,180 @@ from typing import Any
 from flax import linen as nn
 
 from flaxattn.attention.attention_residual import AttentionResidual
+from flaxattn.attention.bam import BAM
+from flaxattn.attention.bilinear_attention import BilinearAttention
+from flaxattn.attention.bottleneck_self_attention import BottleneckSelfAttention
 from flaxattn.attention.cbam import CBAM
+from flaxattn.attention.channel_affinity import ChannelAffinity
 from flaxattn.attention.channel_attention import ChannelAttention
+from flaxattn.attention.cond_conv import CondConv
+from flaxattn.attention.coordinate_attention import CoordinateAttention
+from flaxattn.attention.criss_cross import CrissCross
+from flaxattn.attention.dense_implicit import DenseImplicit
+from flaxattn.attention.double_attention import DoubleAttention
 from flaxattn.attention.dual_attention import DualAttention
+from flaxattn.attention.dynamic_conv import DynamicConv
+from flaxattn.attention.effective_squeeze_excite import EffectiveSqueezeExcite
 from flaxattn.attention.efficient_channel import EfficientChannel
+from flaxattn.attention.efficient_local import EfficientLocal
+from flaxattn.attention.frequency_channel import FrequencyChannel
+from flaxattn.attention.gated_channel import GatedChannel
+from flaxattn.attention.gather_excite import GatherExcite
+from flaxattn.attention.gaussian_context import GaussianContext
+from flaxattn.attention.generalized import GeneralizedAttention
+from flaxattn.attention.global_context import GlobalContext
+from flaxattn.attention.halo import HaloAttention
+from flaxattn.attention.lambda_layer import LambdaLayer
+from flaxattn.attention.large_kernel import LargeKernel
+from flaxattn.attention.large_selective_kernel import LargeSelectiveKernel
+from flaxattn.attention.large_separable_kernel import LargeSeparableKernel
+from flaxattn.attention.linear_context import LinearContext
+from flaxattn.attention.multi_head import MultiHeadAttention
+from flaxattn.attention.non_local import NonLocal
+from flaxattn.attention.normalization_based import NormalizationBased
+from flaxattn.attention.polarized import PolarizedAttention
+from flaxattn.attention.psanet import PSANet
+from flaxattn.attention.pyramid_squeeze import PyramidSqueeze
+from flaxattn.attention.sca_cnn import SCACNN
+from flaxattn.attention.second_order_pooling import SecondOrderPooling
 from flaxattn.attention.selective_kernel import SelectiveKernel
 from flaxattn.attention.self_attention import SelfAttention
+from flaxattn.attention.shared_attention import SharedAttention
+from flaxattn.attention.shuffle_attention import ShuffleAttention
+from flaxattn.attention.simam import SimAM
+from flaxattn.attention.simple_coordinate import SimpleCoordinateAttention
 from flaxattn.attention.simplified_psa import SimplifiedPSA
 from flaxattn.attention.spatial_attention import SpatialAttention
+from flaxattn.attention.spatial_group_enhance import SpatialGroupEnhance
+from flaxattn.attention.split_attention import SplitAttention
 from flaxattn.attention.squeeze_excite import SqueezeExcite
+from flaxattn.attention.strip_attention import StripAttention
+from flaxattn.attention.strip_pooling import StripPooling
+from flaxattn.attention.style_recalibration import StyleRecalibration
+from flaxattn.attention.triplet import TripletAttention
+from flaxattn.attention.window_attention import WindowAttention
 from flaxattn.errors import InputError, unknown
 
 __all__ = [
     "ATTENTION",
+    "BAM",
     "CBAM",
+    "SCACNN",
     "AttentionResidual",
+    "BilinearAttention",
+    "BottleneckSelfAttention",
+    "ChannelAffinity",
     "ChannelAttention",
+    "CondConv",
+    "CoordinateAttention",
+    "CrissCross",
+    "DenseImplicit",
+    "DoubleAttention",
     "DualAttention",
+    "DynamicConv",
+    "EffectiveSqueezeExcite",
     "EfficientChannel",
+    "EfficientLocal",
+    "FrequencyChannel",
+    "GatedChannel",
+    "GatherExcite",
+    "GaussianContext",
+    "GeneralizedAttention",
+    "GlobalContext",
+    "HaloAttention",
+    "LambdaLayer",
+    "LargeKernel",
+    "LargeSelectiveKernel",
+    "LargeSeparableKernel",
+    "LinearContext",
+    "MultiHeadAttention",
+    "NonLocal",
+    "NormalizationBased",
+    "PSANet",
+    "PolarizedAttention",
+    "PyramidSqueeze",
+    "SecondOrderPooling",
     "SelectiveKernel",
     "SelfAttention",
+    "SharedAttention",
+    "ShuffleAttention",
+    "SimAM",
+    "SimpleCoordinateAttention",
     "SimplifiedPSA",
     "SpatialAttention",
+    "SpatialGroupEnhance",
+    "SplitAttention",
     "SqueezeExcite",
+    "StripAttention",
+    "StripPooling",
+    "StyleRecalibration",
+    "TripletAttention",
+    "WindowAttention",
     "create_attention",
 ]
 
 ATTENTION: dict[str, Callable[..., nn.Module]] = {
+    "bam": BAM,
+    "bat": BilinearAttention,
+    "botnet": BottleneckSelfAttention,
     "cbam": CBAM,
+    "ceca": EfficientChannel.circular,
     "channel": ChannelAttention,
+    "cond_conv": CondConv,
+    "coordinate": CoordinateAttention,
+    "criss_cross": CrissCross,
+    "danet_channel": ChannelAffinity,
+    "danet_position": SelfAttention.danet,
+    "dia": DenseImplicit,
+    "double_attention": DoubleAttention,
+    "dynamic_conv": DynamicConv,
     "eca": EfficientChannel,
+    "efficientnet_se": SqueezeExcite.efficientnet,
+    "ela": EfficientLocal,
+    "ese": EffectiveSqueezeExcite,
+    "fca": FrequencyChannel,
+    "gated_channel": GatedChannel,
+    "gather_excite": GatherExcite,
+    "gct": GaussianContext,
+    "generalized": GeneralizedAttention,
+    "global_context": GlobalContext,
+    "grouped_se": SqueezeExcite.grouped,
+    "gsop": SecondOrderPooling,
+    "halo": HaloAttention,
+    "lambda": LambdaLayer,
+    "lcbam": CBAM.light,
+    "lct": LinearContext,
+    "lka": LargeKernel,
+    "lsk": LargeSelectiveKernel,
+    "lska": LargeSeparableKernel,
+    "mobilenet_v3_se": SqueezeExcite.mobilenet_v3,
+    "multi_head": MultiHeadAttention,
+    "nam": NormalizationBased,
+    "non_local": NonLocal,
+    "polarized": PolarizedAttention,
+    "psanet": PSANet,
+    "pyramid_squeeze": PyramidSqueeze,
     "sca": DualAttention,
+    "sca_channel": DualAttention.channel_only,
+    "sca_cnn": SCACNN,
     "sca_lite": DualAttention.lite,
     "sca_residual": AttentionResidual,
     "se": SqueezeExcite,
     "self_attention": SelfAttention,
+    "sge": SpatialGroupEnhance,
+    "shuffle": ShuffleAttention,
+    "simam": SimAM,
+    "simple_coordinate": SimpleCoordinateAttention,
     "simplified_psa": SimplifiedPSA,
     "sk": SelectiveKernel,
     "spatial": SpatialAttention,
+    "spatial_separable": SpatialAttention.separable,
+    "split_attention": SplitAttention,
+    "srm": StyleRecalibration,
+    "strip": StripAttention,
+    "strip_pooling": StripPooling,
+    "triplet": TripletAttention,
+    "window": WindowAttention,
 }
 
 # Three papers abbreviate their layer to PSA, and an article gives the name to a fourth.

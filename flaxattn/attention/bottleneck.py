@@ -40,21 +40,44 @@ def bottleneck(
     return maps.reshape(*z.shape[:-1], features)
 
 
-def reduced_features(features: int, reduction: int, *, divisor: int | None = None) -> int:
+def reduced_features(
+    features: int,
+    reduction: int,
+    *,
+    divisor: int | None = None,
+    at_least: int = 0,
+    round_limit: float = 0.0,
+) -> int:
     """Channels left of `features` after a reduction.
 
-    Rounded down, as papers and articles do, or, with `divisor`, to the nearest multiple of it and
-    at least one multiple, as timm's `make_divisible(features / reduction, divisor, round_limit=0)`.
+    Rounded down, as papers and articles do, or, with `divisor`, by `make_divisible`. In either case
+    `at_least` so many.
 
-    Raises InputError if that leaves no channel.
+    Raises InputError if that leaves no channel, and for a reduction or divisor below one.
     """
     if reduction < 1:
         raise InputError(f"reduction={reduction} is below one: use 1 to {features}.")
     if divisor is not None:
-        return max(divisor, int(features / reduction + divisor / 2) // divisor * divisor)
-    if features < reduction:
+        if divisor < 1:
+            raise InputError(f"divisor={divisor} is below one: use 1 or more, or None.")
+        return make_divisible(
+            features / reduction, divisor, at_least=at_least, round_limit=round_limit
+        )
+    if features < reduction and at_least < 1:
         raise InputError(
             f"reduction={reduction} leaves no channel of {features}: use a reduction of at most "
             f"{features}."
         )
-    return features // reduction
+    return max(features // reduction, at_least)
+
+
+def make_divisible(
+    width: float, divisor: int, *, at_least: int = 0, round_limit: float = 0.9
+) -> int:
+    """The multiple of `divisor` nearest to `width`, as timm and the MobileNets round channels.
+
+    At least one multiple and `at_least`, and one multiple more where what is left would be less
+    than `round_limit` of `width`.
+    """
+    rounded = max(divisor, at_least, int(width + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < round_limit * width else rounded

@@ -32,10 +32,11 @@ class CBAM(nn.Module):
 
         | variant    | MLP biases | hidden width | spatial convolution      | pools at its input |
         |------------|------------|--------------|--------------------------|--------------------|
-        | article_s0 | no         | floor(C / r) | 7x7                      | mean, max          |
+        | paper, s0  | no         | floor(C / r) | 7x7                      | mean, max          |
         | article_s2 | yes        | floor(C / r) | 3x3, bias                | mean, max          |
         | official   | yes        | floor(C / r) | 7x7, BatchNorm, m = 0.99 | max, mean          |
         | timm       | no         | round(C / r) | 7x7, BatchNorm, m = 0.9  | mean, max          |
+        | light      | no         | round(C / r) | 7x7, BatchNorm, m = 0.9  | (mean + max) / 2   |
 
     Fields:
         reduction: C over the hidden width of the MLP.
@@ -45,6 +46,9 @@ class CBAM(nn.Module):
         divisor: if given, the hidden width is C / reduction rounded to a multiple of it.
         pools: of the channel half: "avg", "max", and the authors' code's "lp" and "lse".
         spatial_pools: of the spatial half, in the order of the convolution's input channels.
+        average_pools: let both halves read the mean of their pools instead of each of them.
+        depthwise: separate the spatial convolution, as article 1 says of CBAM; nothing is saved
+            (see `SpatialAttention.separable`).
         dtype: of the gates' arithmetic, if wider than float32.
         norm: what normalises the spatial logits, such as BatchNorm, or None. The authors' ResNet
             starts its scale at 0, so that every position begins with the gate 1/2:
@@ -62,6 +66,8 @@ class CBAM(nn.Module):
     divisor: int | None = None
     pools: Sequence[str] = ("avg", "max")
     spatial_pools: Sequence[str] = ("avg", "max")
+    average_pools: bool = False
+    depthwise: bool = False
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     kernel_init: Initializer = torch_default
@@ -69,7 +75,14 @@ class CBAM(nn.Module):
     norm: Callable[..., nn.Module] | None = None
 
     role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("article_s0", "article_s2", "official", "timm")
+    variants: ClassVar[tuple[str, ...]] = (
+        "paper",
+        "article_s0",
+        "article_s2",
+        "official",
+        "timm",
+        "light",
+    )
     namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
         "article_s0": (("ca", "channel"), ("sa.conv1", "spatial.conv")),
         "article_s2": (
@@ -87,8 +100,13 @@ class CBAM(nn.Module):
     }
 
     @classmethod
+    def paper(cls, **fields) -> "CBAM":
+        """The paper's equations, without the batch norm of its authors' code; the default."""
+        return cls(**fields)
+
+    @classmethod
     def article_s0(cls, **fields) -> "CBAM":
-        """Article 0's CBAM: the paper's equations; the default."""
+        """Article 0's CBAM: the paper's equations."""
         return cls(**fields)
 
     @classmethod
@@ -107,6 +125,11 @@ class CBAM(nn.Module):
         """timm's CbamModule."""
         return cls(**{"divisor": 1, "norm": BatchNorm, **fields})
 
+    @classmethod
+    def light(cls, **fields) -> "CBAM":
+        """CBAM whose halves read (average + maximum) / 2: timm's LightCbamModule."""
+        return cls.timm(**{"average_pools": True, **fields})
+
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         x = ChannelAttention(
@@ -114,6 +137,7 @@ class CBAM(nn.Module):
             use_bias=self.use_bias,
             divisor=self.divisor,
             pools=self.pools,
+            average_pools=self.average_pools,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             kernel_init=self.kernel_init,
@@ -124,6 +148,8 @@ class CBAM(nn.Module):
             kernel_size=self.kernel_size,
             use_bias=self.spatial_bias,
             pools=self.spatial_pools,
+            average_pools=self.average_pools,
+            depthwise=self.depthwise,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             kernel_init=self.kernel_init,

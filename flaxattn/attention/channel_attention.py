@@ -10,7 +10,14 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.bottleneck import bottleneck, reduced_features
-from flaxattn.attention.pooling import average_pool, max_pool, pool_by_each, rescale
+from flaxattn.attention.pooling import (
+    average_pool,
+    max_pool,
+    mean_of,
+    pool_by_each,
+    rescale,
+    safe_sqrt,
+)
 from flaxattn.conv import Initializer, torch_default
 from flaxattn.errors import unknown
 from flaxattn.precision import at_least_float32
@@ -21,9 +28,7 @@ def l2_pool(x: Array) -> Array:
 
     Its gradient is 0 for a channel that is 0 everywhere, where torch's lp_pool2d answers NaN.
     """
-    squares = jnp.sum(jnp.square(x.astype(at_least_float32(x.dtype))), axis=(1, 2))
-    dead = squares == 0
-    return jnp.where(dead, 0.0, jnp.sqrt(jnp.where(dead, 1.0, squares)))
+    return safe_sqrt(jnp.sum(jnp.square(x.astype(at_least_float32(x.dtype))), axis=(1, 2)))
 
 
 def log_sum_exp_pool(x: Array) -> Array:
@@ -59,12 +64,13 @@ class ChannelAttention(nn.Module):
         divisor: if given, h is C / reduction rounded to a multiple of it, at least one multiple.
         pools: which statistics pass through the shared MLP and are summed, of "avg", "max", "lp"
             (Euclidean norm) and "lse" (log-sum-exp); the last two are in the authors' code only.
+        average_pools: pass the mean of the pools through the MLP, once, instead.
         output: "scaled" for y, "gate" for s.
         dtype: of the gate's arithmetic, if wider than float32.
 
-    Deviations: biases start at zero, where torch draws them from U(-1/sqrt(fan_in),
-    1/sqrt(fan_in)). Where several positions hold the maximum they share its gradient evenly, as in
-    timm's amax; torch's AdaptiveMaxPool2d gives it all to one of them.
+    Where several positions hold the maximum the first takes its gradient, as with the authors'
+    pools; timm's amax shares it. Deviation: biases start at zero, where torch draws them from
+    U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
     Raises InputError where `reduction` leaves no channel and for unknown pools and outputs.
     """
@@ -73,6 +79,7 @@ class ChannelAttention(nn.Module):
     use_bias: bool = False
     divisor: int | None = None
     pools: Sequence[str] = ("avg", "max")
+    average_pools: bool = False
     output: str = "scaled"
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
@@ -80,7 +87,7 @@ class ChannelAttention(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
 
     role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("article_s0", "official", "timm")
+    variants: ClassVar[tuple[str, ...]] = ("article_s0", "official", "timm", "light")
     namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
         "article_s0": (),
         "official": (("mlp.1", "fc1", "linear"), ("mlp.3", "fc2", "linear")),
@@ -102,12 +109,18 @@ class ChannelAttention(nn.Module):
         """timm's ChannelAttn: no biases; the hidden width is rounded to the nearest, at least 1."""
         return cls(**{"divisor": 1, **fields})
 
+    @classmethod
+    def light(cls, **fields) -> "ChannelAttention":
+        """timm's LightChannelAttn: one pass through the MLP, for (average + maximum) / 2."""
+        return cls(**{"divisor": 1, "average_pools": True, **fields})
+
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         if self.output not in OUTPUTS:
             raise unknown("output", self.output, OUTPUTS)
+        pools = pool_by_each(x, self.pools, POOLS)
         # One row for each pool: the shared MLP sees them all at once.
-        pooled = jnp.stack(pool_by_each(x, self.pools, POOLS), axis=1)
+        pooled = jnp.stack([mean_of(pools)] if self.average_pools else pools, axis=1)
         features = x.shape[-1]
         hidden = reduced_features(features, self.reduction, divisor=self.divisor)
         dtype = at_least_float32(self.dtype or x.dtype)

@@ -21,23 +21,28 @@ class DualAttention(nn.Module):
 
         s_c  = gate(W2 activation(W1 mean_hw x))    one factor a channel
         s_hw = gate(w . x_hw)                       one factor a position
-        y    = dropout(x * s_c * s_hw)
+        y    = dropout(x * (1 - beta + beta s_c) * (1 - alpha + alpha s_hw))
 
     Article 3 calls it SCA-CNN, after Chen, Zhang, Xiao, Nie, Shao, Liu, Chua, "SCA-CNN: Spatial and
     Channel-wise Attention in Convolutional Networks for Image Captioning", CVPR 2017,
-    arXiv:1611.05594. It is not that: the paper's gates are softmaxes, conditioned on a decoder,
-    and the spatial one reads the map that the channel one has rescaled.
+    arXiv:1611.05594. It is not that (`SCACNN` is), and no paper defines it: that paper's gates are
+    softmaxes, conditioned on a decoder, and the spatial one reads the map that the channel one has
+    rescaled.
 
     (N, H, W, C) -> (N, H, W, C) in x's dtype; the gates are computed in float32 or wider, but for
     the convolution to one channel, which computes in `dtype` or x's.
     Parameters: channel_att_1 kernel (1, 1, C, h), channel_att_3 kernel (1, 1, h, C), spatial_att_0
     kernel (1, 1, C, 1), and their biases.
-    Sows both gates: {"channel": (N, C), "spatial": (N, H, W, 1)}.
+    Sows both factors of x: {"channel": (N, C), "spatial": (N, H, W, 1)}.
 
     Fields:
         reduction: C / h; h is rounded down.
         activation: between the two channel layers.
         gate: maps logits to factors, in both paths.
+        alpha, beta: strengths of the spatial and of the channel path: 0 leaves x as it is, 1 is
+            the whole gate. Article 3 has a table of strengths for three tasks and no formula; the
+            interpolation above is ours.
+        spatial: without, there is no spatial path and none of its parameters.
         drop_rate: with `train`, the probability of zeroing a whole channel of a sample; the others
             are scaled by 1 / (1 - drop_rate), as torch's Dropout2d does. Needs an rng "dropout".
         spatial_kernel_init: of the convolution to one channel, apart from `kernel_init`: article 3
@@ -49,12 +54,16 @@ class DualAttention(nn.Module):
     Deviations: LiteDualAttention has no forward in the article; `lite` has DualAttention's. Biases
     start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
-    Raises InputError where `reduction` leaves no channel, and for a `drop_rate` outside [0, 1].
+    Raises InputError where `reduction` leaves no channel, and for a `drop_rate`, `alpha` or `beta`
+    outside [0, 1].
     """
 
     reduction: int = 8
     activation: Callable[[Array], Array] = jax.nn.relu
     gate: Callable[[Array], Array] = jax.nn.sigmoid
+    alpha: float = 1.0
+    beta: float = 1.0
+    spatial: bool = True
     drop_rate: float = 0.0
     spatial_kernel_init: Initializer = torch_default
     dtype: DTypeLike | None = None
@@ -63,7 +72,15 @@ class DualAttention(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
 
     role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("article_s3", "article_s3_dropout", "lite")
+    variants: ClassVar[tuple[str, ...]] = (
+        "article_s3",
+        "article_s3_dropout",
+        "lite",
+        "channel_only",
+        "classification",
+        "detection",
+        "segmentation",
+    )
     namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"articles": ()}
 
     @classmethod
@@ -88,10 +105,33 @@ class DualAttention(nn.Module):
             }
         )
 
+    @classmethod
+    def channel_only(cls, **fields) -> "DualAttention":
+        """Article 3's dual attention reduced to its channel gate."""
+        return cls(**{"spatial": False, **fields})
+
+    @classmethod
+    def classification(cls, **fields) -> "DualAttention":
+        """Article 3's strengths for classification: mostly the channels."""
+        return cls(**{"beta": 0.7, "alpha": 0.3, **fields})
+
+    @classmethod
+    def detection(cls, **fields) -> "DualAttention":
+        """Article 3's strengths for detection."""
+        return cls(**{"beta": 0.5, "alpha": 0.7, **fields})
+
+    @classmethod
+    def segmentation(cls, **fields) -> "DualAttention":
+        """Article 3's strengths for segmentation: mostly the positions."""
+        return cls(**{"beta": 0.3, "alpha": 0.8, **fields})
+
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         if not 0 <= self.drop_rate <= 1:
             raise InputError(f"drop_rate={self.drop_rate} is no probability: use 0 to 1.")
+        for name, strength in (("alpha", self.alpha), ("beta", self.beta)):
+            if not 0 <= strength <= 1:
+                raise InputError(f"{name}={strength} is no strength: use 0 to 1.")
         features = x.shape[-1]
         hidden = reduced_features(features, self.reduction)
         dtype = self.dtype or x.dtype
@@ -108,16 +148,23 @@ class DualAttention(nn.Module):
             kernel_init=self.kernel_init,
             bias_init=self.bias_init,
         )
-        channel = self.gate(logits)
-        spatial_conv = Conv(
-            1,
-            dtype=dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.spatial_kernel_init,
-            bias_init=self.bias_init,
-            name="spatial_att_0",
-        )
-        spatial = self.gate(spatial_conv(x).astype(wide))
-        self.sow("intermediates", "attention", {"channel": channel, "spatial": spatial})
-        y = rescale(x, channel, spatial)
+        factors = {"channel": _tempered(self.gate(logits), self.beta)}
+        if self.spatial:
+            spatial_conv = Conv(
+                1,
+                dtype=dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=self.spatial_kernel_init,
+                bias_init=self.bias_init,
+                name="spatial_att_0",
+            )
+            spatial = self.gate(spatial_conv(x).astype(wide))
+            factors["spatial"] = _tempered(spatial, self.alpha)
+        self.sow("intermediates", "attention", factors)
+        y = rescale(x, *factors.values())
         return nn.Dropout(self.drop_rate, broadcast_dims=(1, 2))(y, deterministic=not train)
+
+
+def _tempered(gate: Array, strength: float) -> Array:
+    """From 1 at strength 0 to the gate itself at 1."""
+    return gate if strength == 1 else 1 - strength + strength * gate

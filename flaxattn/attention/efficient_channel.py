@@ -10,8 +10,11 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.pooling import average_pool, rescale
-from flaxattn.conv import Conv, Initializer, torch_default
+from flaxattn.conv import Conv, Initializer, require_odd, torch_default
+from flaxattn.errors import InputError, unknown
 from flaxattn.precision import at_least_float32
+
+PADDINGS = ("zeros", "circular")
 
 
 class EfficientChannel(nn.Module):
@@ -26,31 +29,43 @@ class EfficientChannel(nn.Module):
     Networks", CVPR 2020, arXiv:1910.03151 (Section 3.2).
 
     (N, H, W, C) -> (N, H, W, C) in x's dtype; the gate is computed in float32 or wider.
-    Parameters: conv kernel (k, 1, 1); no bias. The channel axis is padded with zeros.
+    Parameters: conv kernel (k, 1, 1); no bias.
 
     Fields:
         kernel_size: k, odd; None for the rule above, with the fraction cut and an even number
             raised by one: 1 below 8 channels, 3 below 128, 5 below 2048, 7 below 32768.
         gamma, b: of that rule.
         min_kernel_size: what the rule answers at least.
+        padding: "zeros" beyond the first and the last channel, or "circular": they are neighbours.
         dtype: of the gate's arithmetic, if wider than float32.
 
     The authors' code and both articles leave the rule out; article 0 describes it in its text and
-    ignores its `channel` argument. Deviations from the paper: none.
+    ignores its `channel` argument. The authors' trained ResNet-50 has k = 3, 5, 5, 7 by stage; the
+    rule gives 5, 5, 5, 7 for what the blocks put out (256 to 2048 channels) and 3, 5, 5, 5 for
+    their inner width (64 to 512), so give `kernel_size` to load it. Deviations from the paper:
+    none, but for circular padding.
 
-    Raises InputError for an even kernel size.
+    Raises InputError for an even kernel size or minimum, a gamma that is not positive, an unknown
+    padding, and a circular kernel that goes round the channels more than once.
     """
 
     kernel_size: int | None = None
     gamma: float = 2.0
     b: float = 1.0
     min_kernel_size: int = 1
+    padding: str = "zeros"
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     kernel_init: Initializer = torch_default
 
     role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("article_s0", "article_s2", "official", "timm")
+    variants: ClassVar[tuple[str, ...]] = (
+        "article_s0",
+        "article_s2",
+        "official",
+        "timm",
+        "circular",
+    )
     namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
         "articles": (),
         "official": (),
@@ -69,7 +84,7 @@ class EfficientChannel(nn.Module):
 
     @classmethod
     def official(cls, **fields) -> "EfficientChannel":
-        """The authors' eca_layer: 3 unless told; their ResNet-50 gives 3, 5, 5, 7 by stage."""
+        """The authors' eca_layer: 3 unless told."""
         return cls(**{"kernel_size": 3, **fields})
 
     @classmethod
@@ -77,12 +92,33 @@ class EfficientChannel(nn.Module):
         """timm's EcaModule(channels): the rule, and at least three neighbours."""
         return cls(**{"min_kernel_size": 3, **fields})
 
+    @classmethod
+    def circular(cls, **fields) -> "EfficientChannel":
+        """Efficient channel attention whose first and last channels are neighbours.
+
+        timm's CecaModule(channels): the rule, and at least three neighbours; no paper.
+        """
+        return cls(**{"padding": "circular", "min_kernel_size": 3, **fields})
+
     @nn.compact
     def gate(self, pooled: Array) -> Array:
         """The channels' factors from their averages: (N, C) -> (N, C), within (0, 1)."""
+        if self.padding not in PADDINGS:
+            raise unknown("padding", self.padding, PADDINGS)
+        features = pooled.shape[-1]
+        kernel_size = require_odd(self._kernel_size(features))
+        reach = kernel_size // 2
+        if self.padding == "circular":
+            if reach > features:
+                raise InputError(
+                    f"kernel_size={kernel_size} goes round the {features} channels more than once: "
+                    f"use one of at most {2 * features + 1}."
+                )
+            pooled = jnp.pad(pooled, ((0, 0), (reach, reach)), mode="wrap")
         conv = Conv(
             1,
-            kernel_size=self._kernel_size(pooled.shape[-1]),
+            kernel_size=kernel_size,
+            padding=reach if self.padding == "zeros" else 0,
             use_bias=False,
             precision=lax.Precision.HIGHEST,
             dtype=at_least_float32(self.dtype or pooled.dtype),
@@ -95,8 +131,13 @@ class EfficientChannel(nn.Module):
     def _kernel_size(self, features: int) -> int:
         if self.kernel_size is not None:
             return self.kernel_size
+        if self.gamma <= 0:
+            raise InputError(
+                f"gamma={self.gamma} is not positive: use a number above zero, such as 2."
+            )
+        at_least = require_odd(self.min_kernel_size, "min_kernel_size")
         size = int(abs(math.log2(features) + self.b) / self.gamma)
-        return max(size if size % 2 else size + 1, self.min_kernel_size)
+        return max(size if size % 2 else size + 1, at_least)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
         gate = self.gate(average_pool(x))

@@ -2,29 +2,28 @@
 
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array, lax
+from jax import Array
 from jax.typing import DTypeLike
 
+from flaxattn.attention.attend import attend
 from flaxattn.attention.bottleneck import reduced_features
 from flaxattn.conv import Conv, Initializer, torch_default
-from flaxattn.errors import InputError
-from flaxattn.precision import at_least_float32
 
 
 class SelfAttention(nn.Module):
     """Self-attention: each position adds a mean of all positions' values, weighted by likeness.
 
-        s_ij  = (Wf x_i) . (Wg x_j)             the paper's f, g are query and key here
+        s_ij  = (Wg x_i) . (Wf x_j)             the paper's g, f are query and key here
         a_ij  = exp(s_ij) / sum_k exp(s_ik)     (Eq. 1)
         y_i   = gamma * sum_j a_ij Wh x_j + x_i (Eq. 2, 3)
 
     There is no 1 / sqrt(d), and gamma starts at zero: at first the layer is the identity.
 
     Zhang, Goodfellow, Metaxas, Odena, "Self-Attention Generative Adversarial Networks", ICML 2019,
-    arXiv:1805.08318; the position attention of DANet (arXiv:1809.02983) is the same function.
+    arXiv:1805.08318; the position attention of DANet (arXiv:1809.02983) is the same function, and
+    `ChannelAffinity` is the other half of that network.
 
     (N, H, W, C) -> (N, H, W, C) in x's dtype; the projections and both products over the map take
     `dtype` or x's and multiply in the platform's default precision (see `Conv`), their sums and the
@@ -34,10 +33,8 @@ class SelfAttention(nn.Module):
 
     Fields:
         reduction: C / width of queries and keys, which is rounded down.
-        query_chunk: positions whose weights exist at one time. None takes all HW of them, so
-            memory grows with (HW)^2; an integer makes it grow with HW * query_chunk, in the
-            gradients too, which compute each chunk's weights anew. The values are the same. It
-            need not divide HW. Where the map is asked for, it takes its N * (HW)^2 all the same.
+        query_chunk: positions whose weights exist at one time, or None for all HW of them: with it
+            memory grows with HW * query_chunk instead of (HW)^2 (see `attend`).
 
     Deviations: the paper's code pools keys and values by two, gives values half the channels and
     normalises the weights spectrally; this is article 1's layer, which does none of it. Biases
@@ -54,21 +51,25 @@ class SelfAttention(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
 
     role: ClassVar[str] = "context"
-    variants: ClassVar[tuple[str, ...]] = ("article_s1",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"articles": ()}
+    variants: ClassVar[tuple[str, ...]] = ("article_s1", "danet")
+    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"articles": (), "danet": ()}
 
     @classmethod
     def article_s1(cls, **fields) -> "SelfAttention":
         """Article 1's SelfAttention; the default."""
         return cls(**fields)
 
+    @classmethod
+    def danet(cls, **fields) -> "SelfAttention":
+        """DANet's position attention: its authors' PAM_Module, which is the default.
+
+        Fu, Liu, Tian, Li, Bao, Fang, Lu, "Dual Attention Network for Scene Segmentation", CVPR
+        2019, arXiv:1809.02983.
+        """
+        return cls(**fields)
+
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        if self.query_chunk is not None and self.query_chunk < 1:
-            raise InputError(
-                f"query_chunk={self.query_chunk} is below one: use 1 to H * W positions, or None "
-                f"for all at once."
-            )
         batch, height, width, features = x.shape
         positions = height * width
         hidden = reduced_features(features, self.reduction)
@@ -90,37 +91,6 @@ class SelfAttention(nn.Module):
         value = project(features, "value_conv")
         gamma = self.param("gamma", nn.initializers.zeros, (1,), self.param_dtype)
 
-        if self.query_chunk is None or self.is_mutable_collection("intermediates"):
-            attention = attention_weights(query, key)
-            self.sow("intermediates", "attention", attention)
-            context = weighted_values(attention, value)
-        else:
-
-            @jax.checkpoint
-            def attend(query: Array) -> Array:
-                return weighted_values(attention_weights(query, key), value)
-
-            by_position = lax.map(
-                attend, query.transpose(1, 0, 2), batch_size=min(self.query_chunk, positions)
-            )
-            context = by_position.transpose(1, 0, 2)
+        context = attend(self, query, key, value, query_chunk=self.query_chunk)
         context = gamma[0].astype(context.dtype) * context
         return x + context.reshape(x.shape).astype(x.dtype)
-
-
-def attention_weights(query: Array, key: Array) -> Array:
-    """Eq. 1: queries (N, ..., d) against keys (N, HW, d) -> (N, ..., HW), float32 or wider."""
-    energy = jnp.einsum(
-        "n...d,nkd->n...k", query, key, preferred_element_type=at_least_float32(query.dtype)
-    )
-    return jax.nn.softmax(energy)
-
-
-def weighted_values(attention: Array, value: Array) -> Array:
-    """Eq. 2: weights (N, ..., HW) over values (N, HW, C) -> (N, ..., C), float32 or wider."""
-    return jnp.einsum(
-        "n...k,nkc->n...c",
-        attention.astype(value.dtype),
-        value,
-        preferred_element_type=attention.dtype,
-    )

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn.attention.pooling import pool_by_each, rescale
+from flaxattn.attention.pooling import maximum, mean_of, pool_by_each, rescale
 from flaxattn.conv import Conv, Initializer, torch_default
 from flaxattn.errors import unknown
 from flaxattn.norm import BatchNorm
@@ -25,10 +25,10 @@ def channel_mean(x: Array) -> Array:
 def channel_max(x: Array) -> Array:
     """Maximum over the channels: (N, H, W, C) -> (N, H, W, 1), float32 or wider.
 
-    Where several channels hold the maximum its gradient is shared evenly between them, as in
-    torch.amax; torch.max gives it all to one of them.
+    Where several channels hold the maximum its gradient goes to the first, as in torch.max;
+    torch.amax shares it evenly between them.
     """
-    return jnp.max(x, axis=-1, keepdims=True).astype(at_least_float32(x.dtype))
+    return maximum(x, -1).astype(at_least_float32(x.dtype))
 
 
 POOLS: dict[str, Callable[[Array], Array]] = {"avg": channel_mean, "max": channel_max}
@@ -45,20 +45,23 @@ class SpatialAttention(nn.Module):
     arXiv:1807.06521.
 
     (N, H, W, C) -> (N, H, W, C), or one channel (N, H, W, 1), in x's dtype; the gate is computed in
-    float32 or wider. Parameters: conv kernel (k, k, 2, 1) and its bias; bn, if there is a norm.
+    float32 or wider. Parameters: conv kernel (k, k, 2, 1) and its bias; bn, if there is a norm. A
+    separable one has conv kernel (k, k, 1, 2), without bias, and pointwise kernel (1, 1, 2, 1).
 
     Fields:
         kernel_size: k, odd; 7 in the paper.
         use_bias: a bias in the convolution.
         pools: the convolution's input channels, of "avg" and "max", in this order.
+        average_pools: give the convolution their mean as its only channel instead.
+        depthwise: convolve each pool by itself, then weigh the two by a 1x1 convolution.
         output: "scaled" for y; "gate" for sigmoid(l); "silu" for sigmoid(l) * l, what article 1
             answers because its code overwrites x with l (its comment names y as the intent).
         dtype: of the gate's arithmetic, if wider than float32.
         norm: what normalises l, such as BatchNorm; called as
             norm(dtype=..., param_dtype=..., name="bn")(l, train).
 
-    Deviation: where several channels hold the maximum, and after a ReLU many hold 0, they share its
-    gradient evenly, as in timm's amax; torch.max, in the articles, gives it all to one of them.
+    Where several channels hold the maximum, and after a ReLU many hold 0, the first takes its
+    gradient, as with torch.max in the authors' and the articles' code; timm's amax shares it.
 
     Raises InputError for an even kernel and for unknown pools and outputs.
     """
@@ -66,6 +69,8 @@ class SpatialAttention(nn.Module):
     kernel_size: int = 7
     use_bias: bool = False
     pools: Sequence[str] = ("avg", "max")
+    average_pools: bool = False
+    depthwise: bool = False
     output: str = "scaled"
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
@@ -74,7 +79,14 @@ class SpatialAttention(nn.Module):
     norm: Callable[..., nn.Module] | None = None
 
     role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("article_s0", "article_s1", "official", "timm")
+    variants: ClassVar[tuple[str, ...]] = (
+        "article_s0",
+        "article_s1",
+        "official",
+        "timm",
+        "light",
+        "separable",
+    )
     namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
         "article_s0": (("conv1", "conv"),),
         "article_s1": (),
@@ -103,23 +115,43 @@ class SpatialAttention(nn.Module):
         """timm's SpatialAttn: BatchNorm after the convolution."""
         return cls(**{"norm": BatchNorm, **fields})
 
+    @classmethod
+    def light(cls, **fields) -> "SpatialAttention":
+        """timm's LightSpatialAttn: its one input channel is (mean + maximum) / 2."""
+        return cls(**{"norm": BatchNorm, "average_pools": True, **fields})
+
+    @classmethod
+    def separable(cls, **fields) -> "SpatialAttention":
+        """CBAM's spatial attention with a depthwise separable convolution.
+
+        Article 1 says that CBAM has one; no paper and no released code does. It saves nothing: for
+        two pools and one answer it has 2 k^2 + 2 weights instead of 2 k^2, 100 against 98 at k = 7,
+        and as much more work. It is the same family of functions, for the dense kernel is the
+        depthwise one times the pointwise one.
+        """
+        return cls(**{"depthwise": True, **fields})
+
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         if self.output not in OUTPUTS:
             raise unknown("output", self.output, OUTPUTS)
         dtype = at_least_float32(self.dtype or x.dtype)
-        conv = Conv(
-            1,
-            kernel_size=self.kernel_size,
-            use_bias=self.use_bias,
+        conv = partial(
+            Conv,
             precision=lax.Precision.HIGHEST,
             dtype=dtype,
             param_dtype=self.param_dtype,
             kernel_init=self.kernel_init,
             bias_init=self.bias_init,
-            name="conv",
         )
-        logits = conv(jnp.concatenate(pool_by_each(x, self.pools, POOLS), axis=-1))
+        pools = pool_by_each(x, self.pools, POOLS)
+        pooled = mean_of(pools) if self.average_pools else jnp.concatenate(pools, axis=-1)
+        size, channels = self.kernel_size, pooled.shape[-1]
+        if self.depthwise:
+            around = conv(channels, kernel_size=size, groups=channels, use_bias=False, name="conv")
+            logits = conv(1, use_bias=self.use_bias, name="pointwise")(around(pooled))
+        else:
+            logits = conv(1, kernel_size=size, use_bias=self.use_bias, name="conv")(pooled)
         if self.norm is not None:
             bn = self.norm(dtype=dtype, param_dtype=self.param_dtype, name="bn")
             logits = bn(logits, train)

@@ -1,5 +1,6 @@
 """Squeeze-and-excitation."""
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
@@ -10,7 +11,8 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.bottleneck import bottleneck, reduced_features
 from flaxattn.attention.pooling import average_pool, rescale
-from flaxattn.conv import Initializer, torch_default
+from flaxattn.conv import Initializer, kaiming_fan_out, torch_default
+from flaxattn.errors import InputError
 from flaxattn.precision import at_least_float32
 
 
@@ -24,32 +26,58 @@ class SqueezeExcite(nn.Module):
     Hu, Shen, Sun, "Squeeze-and-Excitation Networks", CVPR 2018, arXiv:1709.01507.
 
     (N, H, W, C) -> (N, H, W, C) in x's dtype; the gate is computed in float32 or wider.
-    Parameters: fc1 kernel (1, 1, C, h), fc2 kernel (1, 1, h, C), and their biases.
+    Parameters: fc1 kernel (1, 1, C, h), fc2 kernel (1, 1, h, C), and their biases; with groups the
+    third axis is that many times shorter.
 
     Fields:
         reduction: C / h; h is rounded down.
+        hidden_features: h itself, if given: where it does not follow from x's channels, as in
+            EfficientNet.
         use_bias: biases in both layers, as in the authors' Caffe model. The paper's journal
             version drops them in ResNets.
-        divisor: if given, h is C / reduction rounded to a multiple of it, at least one multiple.
+        divisor: if given, h is C / reduction rounded to a multiple of it, at least one multiple,
+        round_limit: and one multiple more where that is less than this share of C / reduction.
+        groups: of both layers; each reads and gates its own C / groups channels.
+        activation: between the layers, the paper's relu.
+        gate_activation: the paper's sigmoid.
         dtype: of the gate's arithmetic, if wider than float32.
+
+    timm's SEModule with add_maxpool=True, which squeezes by the mean of average and maximum, is
+    ChannelAttention.light(use_bias=True, divisor=8).
 
     Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
-    Raises InputError where `reduction` leaves no channel; torch's bias-free version then halves x.
+    Raises InputError where `reduction` leaves no channel (torch's bias-free version then halves x),
+    where `groups` does not divide C and h, and for widths below one.
     """
 
     reduction: int = 16
+    hidden_features: int | None = None
     use_bias: bool = True
     divisor: int | None = None
+    round_limit: float = 0.0
+    groups: int = 1
+    activation: Callable[[Array], Array] = jax.nn.relu
+    gate_activation: Callable[[Array], Array] = jax.nn.sigmoid
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
     role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("article_s0", "article_s1", "article_s2", "timm")
+    variants: ClassVar[tuple[str, ...]] = (
+        "article_s0",
+        "article_s1",
+        "article_s2",
+        "timm",
+        "efficientnet",
+        "mobilenet_v3",
+        "grouped",
+    )
     namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
         "timm": (),
+        "timm_efficientnet": (("conv_reduce", "fc1"), ("conv_expand", "fc2")),
+        "torchvision": (),
         "articles": (("fc.0", "fc1", "linear"), ("fc.2", "fc2", "linear")),
     }
 
@@ -73,24 +101,77 @@ class SqueezeExcite(nn.Module):
         """timm's SEModule: biases; the hidden width is rounded to a multiple of 8."""
         return cls(**{"divisor": 8, **fields})
 
+    @classmethod
+    def efficientnet(cls, **fields) -> "SqueezeExcite":
+        """EfficientNet's squeeze-and-excitation: SiLU, and h a quarter of the block's input.
+
+        Tan, Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML
+        2019, arXiv:1905.11946. x is that input expanded by six, so h is C / 24; after another
+        expansion give `hidden_features`, or reduction=4 where there is none. Starts as TensorFlow's
+        code: N(0, 2 / fan_out).
+        """
+        activation, init = jax.nn.silu, kaiming_fan_out
+        return cls(**{"reduction": 24, "activation": activation, "kernel_init": init, **fields})
+
+    @classmethod
+    def mobilenet_v3(cls, **fields) -> "SqueezeExcite":
+        """MobileNetV3's squeeze-and-excitation: a hard sigmoid, and h a multiple of eight.
+
+        Howard et al., "Searching for MobileNetV3", ICCV 2019, arXiv:1905.02244. h is C / 4 rounded,
+        by a tenth down at most. torchvision rounds floor(C / 4), which is the same for the
+        multiples of 4 that the network has.
+        """
+        return cls(
+            **{
+                "reduction": 4,
+                "divisor": 8,
+                "round_limit": 0.9,
+                "gate_activation": jax.nn.hard_sigmoid,
+                "kernel_init": kaiming_fan_out,
+                **fields,
+            }
+        )
+
+    @classmethod
+    def grouped(cls, *, groups: int = 4, **fields) -> "SqueezeExcite":
+        """Squeeze-and-excitation within groups of channels, with a fraction of the weights.
+
+        Article 1 lists grouped attention among the light ones and ascribes it to GCNet, which does
+        not group; no paper defines this layer. h is rounded to a multiple of the groups.
+        """
+        return cls(**{"groups": groups, "divisor": max(groups, 1), **fields})
+
     @nn.compact
     def gate(self, pooled: Array) -> Array:
-        """Eq. 3 on averages: (N, C) -> (N, C), within (0, 1)."""
+        """Eq. 3 on averages: (N, C) -> (N, C), within [0, 1]."""
         features = pooled.shape[-1]
-        hidden = reduced_features(features, self.reduction, divisor=self.divisor)
         dtype = at_least_float32(self.dtype or pooled.dtype)
 
         logits = bottleneck(
             pooled,
-            hidden,
+            self._hidden_features(features),
             features,
+            activation=self.activation,
+            groups=self.groups,
             use_bias=self.use_bias,
             dtype=dtype,
             param_dtype=self.param_dtype,
             kernel_init=self.kernel_init,
             bias_init=self.bias_init,
         )
-        return jax.nn.sigmoid(logits)
+        return self.gate_activation(logits)
+
+    def _hidden_features(self, features: int) -> int:
+        if self.hidden_features is None:
+            return reduced_features(
+                features, self.reduction, divisor=self.divisor, round_limit=self.round_limit
+            )
+        if self.hidden_features < 1:
+            raise InputError(
+                f"hidden_features={self.hidden_features} is below one: use 1 or more, or None for "
+                f"a share of the channels."
+            )
+        return self.hidden_features
 
     def __call__(self, x: Array, train: bool = False) -> Array:
         gate = self.gate(average_pool(x))

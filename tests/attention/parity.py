@@ -1,15 +1,15 @@
-"""Numerical agreement of a Flax layer with its PyTorch reference; test_parity.py has the cases.
+"""Numerical agreement of Flax layers with their PyTorch references.
 
-`check` draws every parameter and running statistic at random, compares in eval and in train mode
-the answer, the gradients of input and of parameters, and the running statistics after the step;
-each error is relative to the largest value that torch has, and goes into the table that pytest
+Each test_<mechanism>.py lists its `Case`s as CASES, and test_parity.py runs `check` on all of them:
+every parameter and running statistic is drawn at random; compared are, in eval and in train mode,
+the answer, the gradients of input and of parameters, and the running statistics after the step.
+Each error is relative to the largest value that torch has, and goes into the table that pytest
 prints at the end and writes to reports/parity.md.
-
-`refused=True` says that both sides refuse this shape in train mode (batch normalisation of one
-value per channel), and checks that they do.
 """
 
-import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from flaxattn import weights
+from flaxattn.attention import create_attention
 from flaxattn.errors import InputError
 
 FEATURES = 32
@@ -29,39 +30,114 @@ BOUNDS = {"float32": {"forward": 1e-5, "gradient": 1e-4, "statistics": 1e-5}}
 BOUNDS["float64"] = dict.fromkeys(BOUNDS["float32"], 1e-10)
 
 
-def shapes(maps=MAPS):
-    """Inputs (N, H, W, C) of each batch size and map."""
-    return [(n, *size, FEATURES) for n in BATCHES for size in maps]
+class Case(NamedTuple):
+    """A layer and the reference it must equal.
+
+    Fields:
+        rows: of the printed table: "name" as in ATTENTION, or "name.variant", then perhaps a comma
+            and what else is special. Several rows are several names of one and the same layer.
+        fields: of the layer, beside those that the variant sets.
+        reference: makes the torch module.
+        naming: of the reference's weights.
+        maps: sizes (H, W) to compare on; of one or three axes for layers that take such maps. If
+            the rows are names alone, what is left of MAPS is compared too, under make test-all.
+        refused: sizes in MAPS that the layer refuses, or its reference fails on.
+        modes: values of `train` to compare in.
+        features: channels of the input.
+        refuses: whether train mode is refused by both sides for (N, H, W): batch normalisation
+            of one value per channel. None: for one position, if the layer has a `norm`.
+        exact: take torch's answers in float64 for both precisions. For layers that magnify rounding
+            so that torch's own float32 gradients are farther from the truth than the bound.
+        cancelled: torch parameters whose gradients are zero but for rounding, such as those of a
+            bias that batch normalisation or a softmax takes away again: measured against the
+            largest gradient of all.
+    """
+
+    rows: tuple[str, ...]
+    fields: dict[str, Any]
+    reference: Callable[[], torch.nn.Module]
+    naming: str | None
+    maps: tuple[tuple[int, ...], ...] = MAPS
+    refused: tuple[tuple[int, ...], ...] = ()
+    modes: tuple[bool, ...] = (False, True)
+    features: int = FEATURES
+    refuses: Callable[..., bool] | None = None
+    exact: bool = False
+    cancelled: tuple[str, ...] = ()
+
+    @property
+    def layer(self):
+        layers = [
+            create_attention(name, variant=variant, **self.fields)
+            for name, variant in map(mechanism, self.rows)
+        ]
+        assert all(layer == layers[0] for layer in layers), f"{self.rows} are different layers"
+        return layers[0]
+
+    def shapes(self, dtype):
+        """Inputs (N, H, W, C) of each batch size and map, and whether test-all alone has it.
+
+        make test takes all of `maps` in float32; in float64 the small ones, with the larger batch.
+        """
+        left = () if ", " in self.rows[-1] else {*MAPS} - {*self.maps} - {*self.refused}
+        return [
+            (
+                (n, *size, self.features),
+                slow or (dtype == "float64" and (n < BATCHES[-1] or math.prod(size) > 1000)),
+            )
+            for n in BATCHES
+            for sizes, slow in ((self.maps, False), (sorted(left), True))
+            for size in sizes
+        ]
+
+    def is_refused(self, shape):
+        """Whether train mode is refused for an input of `shape`."""
+        if self.refuses is not None:
+            return self.refuses(*shape[:-1])
+        return getattr(self.layer, "norm", None) is not None and set(shape[:-1]) == {1}
 
 
-def check(
-    record_property,
-    rows,
-    layer,
-    reference,
-    *,
-    shape,
-    dtype,
-    naming=None,
-    modes=(False, True),
-    refused=False,
-):
-    """Compares in each of `modes` (values of `train`), and enters the errors under all `rows`."""
+def mechanism(row):
+    """The name and the variant, or None, that a row is about."""
+    name, _, variant = row.partition(", ")[0].partition(".")
+    return name, variant or None
+
+
+def per_sample(batch, *_):
+    """`refuses` of layers that normalise one vector per sample, over the batch."""
+    return batch == 1
+
+
+def check(record_property, case, shape, dtype):
+    """Compares in each of the case's modes, and enters the errors under all its rows."""
     rng = np.random.default_rng(0)
+    reference = case.reference()
     randomise(reference, rng)
     x = rng.normal(size=shape)
     with jax.enable_x64(dtype == "float64"):
-        layer = layer.clone(param_dtype=jnp.dtype(dtype))
-        for train in modes:
-            if train and refused:
-                _check_refused(layer, reference, x, shape, dtype, naming)
+        layer = case.layer.clone(param_dtype=jnp.dtype(dtype))
+        compiled = {}
+        for train in case.modes:
+            if train and case.is_refused(shape):
+                _check_refused(layer, reference, x, shape, dtype, case.naming)
                 continue
-            for quantity, error in errors(layer, reference, x, train, dtype, naming).items():
+            found = errors(
+                layer,
+                reference,
+                x,
+                train,
+                dtype,
+                case.naming,
+                compiled,
+                exact=case.exact,
+                cancelled=case.cancelled,
+            )
+            for quantity, error in found.items():
                 bound = BOUNDS[dtype][quantity]
-                for row in rows:
+                for row in case.rows:
                     record_property("parity", (row, f"{quantity} {dtype}", error, bound))
                 mode = "train" if train else "eval"
-                assert error <= bound, f"{rows}: {quantity} in {mode} mode differs by {error:.1e}"
+                assert error <= bound, f"{case.rows}: {quantity} in {mode} mode: {error:.1e}"
 
 
 def randomise(module, rng):
@@ -77,13 +153,19 @@ def randomise(module, rng):
                 buffer.copy_(torch.tensor(rng.uniform(0.5, 2, size=buffer.shape)))
 
 
-def errors(layer, reference, x, train, dtype, naming):
-    """Largest relative differences: {"forward", "gradient", and "statistics" if there are any}."""
-    load = functools.partial(weights.load, layer, input_shape=x.shape, naming=naming)
+def errors(layer, reference, x, train, dtype, naming, compiled, *, exact=False, cancelled=()):
+    """Largest relative differences: {"forward", "gradient", and "statistics" if there are any}.
+
+    `compiled` keeps programs by their text: in most layers `train` changes nothing.
+    """
     reference = reference.to(getattr(torch, dtype)).train(train)
+    x = x.astype(dtype)
+    if exact:
+        reference = reference.double()
     before = {key: value.detach().numpy().copy() for key, value in reference.state_dict().items()}
 
-    x_torch = torch.tensor(to_nchw(x), dtype=getattr(torch, dtype), requires_grad=True)
+    theirs = next(reference.parameters(), torch.tensor(x[:0])).dtype
+    x_torch = torch.tensor(to_channels_first(x), dtype=theirs, requires_grad=True)
     answer = reference(x_torch)
     cotangent = np.random.default_rng(1).normal(size=answer.shape)
     reference.zero_grad()
@@ -91,40 +173,52 @@ def errors(layer, reference, x, train, dtype, naming):
     gradients = {key: p.grad.numpy() for key, p in reference.named_parameters()}
     after = {key: value.detach().numpy() for key, value in reference.state_dict().items()}
 
-    variables = jax.tree.map(jnp.asarray, load(before))
+    variables = weights.load(layer, before, x.shape, naming)
     statistics = {k: v for k, v in variables.items() if k != "params"}
 
-    def apply(params, x):
-        return layer.apply({"params": params, **statistics}, x, train=train, mutable=[*statistics])
+    def step(params, statistics, x, cotangent):
+        def apply(params, x):
+            variables = {"params": params, **statistics}
+            return layer.apply(variables, x, train=train, mutable=[*statistics])
 
-    params = variables.get("params", {})
-
-    @jax.jit
-    def step(params, x, cotangent):
         ours, pullback, moved = jax.vjp(apply, params, x, has_aux=True)
         return ours, moved, *pullback(cotangent)
 
-    cotangent = jnp.asarray(to_nhwc(cotangent), dtype)
-    ours, moved, params_grad, x_grad = step(params, jnp.asarray(x, dtype), cotangent)
+    arguments = (
+        variables.get("params", {}),
+        statistics,
+        x,
+        to_channels_last(cotangent).astype(dtype),
+    )
+    lowered = jax.jit(step).lower(*arguments)
+    text = lowered.as_text()
+    if text not in compiled:
+        compiled[text] = lowered.compile()
+    ours, moved, params_grad, x_grad = compiled[text](*arguments)
 
-    expected_grad = load(before | gradients).get("params", {})
+    # Torch's gradients and moved statistics in our order of leaves: as if they were weights.
+    theirs = weights.load(layer, after | gradients, x.shape, naming)
+    expected_grad = theirs.get("params", {})
     largest = max([abs(g).max() for g in jax.tree.leaves(expected_grad)], default=0.0)
+    # How small a gradient may be, as a part of the largest, and still be measured against itself.
+    parts = {k: np.full_like(v, 1.0 if k in cancelled else 0.01) for k, v in before.items()}
+    parts = weights.load(layer, parts, x.shape, naming).get("params", {})
     found = {
-        "forward": difference(ours, to_nhwc(answer.detach().numpy())),
+        "forward": difference(ours, to_channels_last(answer.detach().numpy())),
         "gradient": max(
-            difference(x_grad, to_nhwc(x_torch.grad.numpy())),
+            difference(x_grad, to_channels_last(x_torch.grad.numpy())),
             # A gradient that is zero but for rounding is measured against the other parameters'.
             *[
-                difference(a, b, at_least=0.01 * largest)
-                for a, b in zip(
-                    jax.tree.leaves(params_grad), jax.tree.leaves(expected_grad), strict=True
+                difference(a, b, at_least=part.max() * largest)
+                for a, b, part in zip(
+                    *map(jax.tree.leaves, (params_grad, expected_grad, parts)), strict=True
                 )
             ],
             0.0,
         ),
     }
     if train and statistics:
-        expected = {k: v for k, v in load(after).items() if k != "params"}
+        expected = {k: v for k, v in theirs.items() if k != "params"}
         found["statistics"] = max(
             difference(a, b)
             for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(expected), strict=True)
@@ -145,17 +239,17 @@ def difference(ours, theirs, *, at_least=0.0):
 def _check_refused(layer, reference, x, shape, dtype, naming):
     reference = reference.to(getattr(torch, dtype)).train()
     with pytest.raises(ValueError, match="more than 1 value per channel"):
-        reference(torch.tensor(to_nchw(x), dtype=getattr(torch, dtype)))
+        reference(torch.tensor(to_channels_first(x), dtype=getattr(torch, dtype)))
     before = {key: value.detach().numpy() for key, value in reference.state_dict().items()}
     variables = weights.load(layer, before, shape, naming)
     with pytest.raises(InputError, match="more than one value per channel"):
         layer.apply(variables, jnp.asarray(x, dtype), train=True, mutable=["batch_stats"])
 
 
-def to_nchw(x):
-    return np.ascontiguousarray(np.transpose(x, (0, 3, 1, 2)))
+def to_channels_first(x):
+    return np.ascontiguousarray(np.moveaxis(x, -1, 1))
 
 
-def to_nhwc(x):
-    """NCHW maps channels last; anything else as it is."""
-    return np.transpose(x, (0, 2, 3, 1)) if x.ndim == 4 else x
+def to_channels_last(x):
+    """Maps with their channels last; vectors as they are."""
+    return np.moveaxis(x, 1, -1)

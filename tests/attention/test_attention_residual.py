@@ -10,6 +10,24 @@ from flaxattn.attention.dual_attention import DualAttention
 from flaxattn.conv import Conv
 from flaxattn.errors import InputError
 from tests.attention import parity
+from tests.attention.parity import Case
+from tests.torch_reference import attention_residual
+
+CASES = [
+    Case(
+        ("sca_residual", "sca_residual.article_s3"),
+        {},
+        lambda: attention_residual.AttnResBlock(32),
+        "articles",
+    ),
+    Case(
+        ("sca_residual, reduction 4",),
+        {"reduction": 4},
+        lambda: attention_residual.AttnResBlock(32, reduction=4),
+        "articles",
+        maps=((13, 7),),
+    ),
+]
 
 
 def case(**fields):

@@ -11,6 +11,32 @@ from flaxattn.attention import CBAM, ChannelAttention, SpatialAttention
 from flaxattn.errors import InputError
 from flaxattn.norm import BatchNorm
 from tests.attention import contract
+from tests.attention.parity import Case
+from tests.torch_reference import cbam
+from tests.torch_reference.torchvision_shim import timm
+
+CASES = [
+    Case(
+        ("cbam", "cbam.paper", "cbam.article_s0"),
+        {"reduction": 4},
+        lambda: cbam.CBAMArticle0(32, 4),
+        "article_s0",
+    ),
+    Case(("cbam.article_s2",), {}, lambda: cbam.CBAMArticle2(32), "article_s2"),
+    Case(("cbam.official",), {}, lambda: cbam.CBAMOfficial(32), "official"),
+    Case(
+        ("cbam.timm",),
+        {"reduction": 3},
+        lambda: timm.layers.cbam.CbamModule(32, rd_ratio=1 / 3),
+        "timm",
+    ),
+    Case(
+        ("lcbam", "cbam.light"),
+        {"reduction": 3},
+        lambda: timm.layers.cbam.LightCbamModule(32, rd_ratio=1 / 3),
+        "timm",
+    ),
+]
 
 
 @pytest.fixture
@@ -21,15 +47,16 @@ def x():
 def test_no_two_variants_are_one(x):
     """Biases, kernel size and batch norm made equal, what is left must still tell them apart."""
     same = {"reduction": 3, "use_bias": False, "kernel_size": 7, "spatial_bias": False}
-    widths = {v: getattr(CBAM, v)(**same).init(jax.random.key(1), x) for v in CBAM.variants}
+    variants = [variant for variant in CBAM.variants if variant != "paper"]  # which is article 0's
+    widths = {v: getattr(CBAM, v)(**same).init(jax.random.key(1), x) for v in variants}
     assert widths["timm"]["params"]["channel"]["fc1"]["kernel"].shape[-1] == 11
     assert widths["article_s0"]["params"]["channel"]["fc1"]["kernel"].shape[-1] == 10
 
     trees = {}
-    for variant in CBAM.variants:
+    for variant in variants:
         variables = getattr(CBAM, variant)().init(jax.random.key(1), x)
         trees[variant] = jax.tree.map(jnp.shape, variables)
-    for one, other in itertools.combinations(CBAM.variants, 2):
+    for one, other in itertools.combinations(variants, 2):
         assert trees[one] != trees[other]
 
     official, timm_like = CBAM.official(use_bias=False), CBAM.timm()
@@ -86,6 +113,8 @@ def test_parameter_counts():
     assert count(CBAM.article_s2()) == 2 * 128 * 8 + 8 + 128 + 19
     assert count(CBAM.official()) == 2 * 128 * 8 + 8 + 128 + 100
     assert count(CBAM.timm()) == 2 * 128 * 8 + 100
+    assert count(CBAM.light()) == 2 * 128 * 8 + 49 + 2
+    assert count(CBAM(depthwise=True)) == 2 * 128 * 8 + 100
 
 
 def test_what_it_cannot_do(x):

@@ -10,6 +10,54 @@ from flaxattn.attention.channel_attention import l2_pool
 from flaxattn.attention.pooling import max_pool
 from flaxattn.errors import InputError
 from tests.attention import contract, parity
+from tests.attention.parity import Case
+from tests.torch_reference import channel_attention
+from tests.torch_reference.torchvision_shim import timm
+
+ALL_POOLS = ("avg", "max", "lp", "lse")
+
+CASES = [
+    Case(
+        ("channel",),
+        {"reduction": 4},
+        lambda: timm.layers.cbam.ChannelAttn(32, rd_ratio=1 / 4),
+        "timm",
+    ),
+    Case(
+        ("channel.article_s0",),
+        {"reduction": 4},
+        lambda: channel_attention.ChannelAttention(32, 4),
+        "article_s0",
+    ),
+    Case(("channel.official",), {}, lambda: channel_attention.ChannelGate(32), "official"),
+    Case(
+        ("channel.official, all pools",),
+        {"reduction": 4, "pools": ALL_POOLS},
+        lambda: channel_attention.ChannelGate(32, 4, ALL_POOLS),
+        "official",
+    ),
+    Case(
+        ("channel.timm",),
+        {"reduction": 3},
+        lambda: timm.layers.cbam.ChannelAttn(32, rd_ratio=1 / 3),
+        "timm",
+    ),
+    Case(
+        ("channel.light",),
+        {"reduction": 3},
+        lambda: timm.layers.cbam.LightChannelAttn(32, rd_ratio=1 / 3),
+        "timm",
+        maps=((13, 7),),
+    ),
+    Case(
+        ("channel.light, SEModule with add_maxpool",),
+        {"use_bias": True, "divisor": 8},
+        lambda: timm.layers.SEModule(32, add_maxpool=True),
+        "timm",
+        maps=((13, 7),),
+    ),
+]
+
 
 ALL_POOLS = ("avg", "max", "lp", "lse")
 
@@ -57,19 +105,19 @@ def test_hidden_width_is_floored_except_in_timm():
     assert [hidden(ChannelAttention()), hidden(ChannelAttention.timm())] == [2, 3]
 
 
-def test_tied_maxima_share_their_gradient_evenly_as_amax_does():
+def test_of_tied_maxima_the_first_takes_the_gradient_as_in_adaptive_max_pool():
     x = np.zeros((1, 2, 3, 1), np.float32)
     x[0, 0, 1] = x[0, 1, 2] = 5
     ours = jax.grad(lambda x: max_pool(x).sum())(x)
 
     def theirs(pool):
-        y = torch.tensor(parity.to_nchw(x), requires_grad=True)
+        y = torch.tensor(parity.to_channels_first(x), requires_grad=True)
         pool(y).sum().backward()
-        return parity.to_nhwc(y.grad.numpy())
+        return parity.to_channels_last(y.grad.numpy())
 
-    np.testing.assert_array_equal(ours, x / 10)
-    np.testing.assert_array_equal(ours, theirs(lambda y: y.amax((2, 3))))
-    assert theirs(torch.nn.AdaptiveMaxPool2d(1)).max() == 1
+    assert ours[0, 0, 1] == ours.sum() == 1
+    np.testing.assert_array_equal(ours, theirs(torch.nn.AdaptiveMaxPool2d(1)))
+    np.testing.assert_array_equal(x / 10, theirs(lambda y: y.amax((2, 3))))
 
 
 def test_norm_of_a_dead_channel_has_gradient_zero():

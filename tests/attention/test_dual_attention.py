@@ -8,6 +8,42 @@ import pytest
 from flaxattn.attention.dual_attention import DualAttention
 from flaxattn.conv import kaiming_fan_out
 from flaxattn.errors import InputError
+from tests.attention.parity import Case
+from tests.torch_reference import dual_attention
+
+CASES = [
+    Case(("sca", "sca.article_s3"), {}, lambda: dual_attention.DualAttention(32), "articles"),
+    Case(
+        ("sca.article_s3_dropout",),
+        {},
+        lambda: dual_attention.DualAttention(32, drop_rate=0.1),
+        "articles",
+        modes=(False,),  # two random generators never agree
+    ),
+    Case(("sca_lite", "sca.lite"), {}, lambda: dual_attention.LiteDualAttention(32), "articles"),
+    Case(
+        ("sca_channel", "sca.channel_only"),
+        {},
+        lambda: dual_attention.ChannelOnly(32),
+        "articles",
+        maps=((13, 7),),
+    ),
+    *[
+        Case(
+            (f"sca.{task}",),
+            {},
+            lambda alpha=alpha, beta=beta: dual_attention.DualAttention(32, alpha=alpha, beta=beta),
+            "articles",
+            maps=((13, 7),),
+        )
+        for task, beta, alpha in (
+            ("classification", 0.7, 0.3),
+            ("detection", 0.5, 0.7),
+            ("segmentation", 0.3, 0.8),
+        )
+    ],
+]
+
 
 VARIANTS = {"article_s3": DualAttention.article_s3, "lite": DualAttention.lite}
 
@@ -37,6 +73,27 @@ def test_variants_differ_on_the_same_weights():
     assert np.abs(dual.apply(variables, x) - lite.apply(variables, x)).max() > 0.01
     only_gate = DualAttention(reduction=16, activation=jax.nn.hard_swish)
     assert np.abs(only_gate.apply(variables, x) - lite.apply(variables, x)).max() > 1e-3
+
+
+def test_strengths_lead_from_the_identity_to_the_gates():
+    whole = DualAttention()
+    variables, x = case(whole)
+    np.testing.assert_array_equal(DualAttention(alpha=0, beta=0).apply(variables, x), x)
+    gates = gates_of(whole, variables, x)
+    channel = DualAttention(alpha=0).apply(variables, x)
+    np.testing.assert_allclose(channel, x * gates["channel"][:, None, None, :], rtol=1e-6)
+    spatial = DualAttention(beta=0, alpha=0.5).apply(variables, x)
+    np.testing.assert_allclose(spatial, x * (1 + gates["spatial"]) / 2, rtol=1e-6)
+
+
+def test_channel_only_has_no_spatial_path():
+    layer = DualAttention.channel_only()
+    variables, x = case(layer)
+    assert variables["params"].keys() == {"channel_att_1", "channel_att_3"}
+    with_path, _ = case(DualAttention())
+    del with_path["params"]["spatial_att_0"]
+    y = DualAttention(alpha=0).apply(case(DualAttention())[0], x)
+    np.testing.assert_array_equal(layer.apply(with_path, x), y)
 
 
 def test_gates_are_sown_and_their_product_is_the_answer():
@@ -123,6 +180,8 @@ def test_only_the_articles_initialiser_saturates_the_spatial_gate():
         (DualAttention(), "reduction=8 leaves no channel of 4"),
         (DualAttention.lite(), "reduction=16 leaves no channel of 4"),
         (DualAttention(reduction=2, drop_rate=1.5), "drop_rate=1.5 is no probability"),
+        (DualAttention(alpha=1.5), "alpha=1.5 is no strength: use 0 to 1"),
+        (DualAttention(beta=-0.1), "beta=-0.1 is no strength"),
     ],
 )
 def test_refuses(layer, sentence):

@@ -7,7 +7,37 @@ from flax import linen as nn
 from flaxattn.attention import EfficientChannel
 from flaxattn.errors import InputError
 from tests.attention import contract
+from tests.attention.parity import Case
+from tests.torch_reference import efficient_channel
 from tests.torch_reference.torchvision_shim import timm
+
+CASES = [
+    Case(("eca",), {}, efficient_channel.ECALayer, "official"),
+    Case(("eca.article_s0",), {}, efficient_channel.ECALayer, "articles"),
+    Case(
+        ("eca.article_s2",),
+        {"kernel_size": 5},
+        lambda: efficient_channel.ECALayer(5),
+        "articles",
+    ),
+    Case(
+        ("eca.official",),
+        {"kernel_size": 7},
+        lambda: efficient_channel.ECALayer(7),
+        "official",
+    ),
+    Case(("eca.timm",), {}, lambda: timm.layers.EcaModule(32), "timm"),
+    Case(("ceca", "eca.circular"), {}, lambda: timm.layers.CecaModule(32), "timm"),
+    Case(
+        ("eca.circular, as far as it goes round",),
+        {"kernel_size": 5},
+        lambda: timm.layers.CecaModule(kernel_size=5),
+        "timm",
+        maps=((13, 7),),
+        features=2,
+    ),
+]
+
 
 # mechanisms: channels -> kernel size by the paper's rule
 RULE = {
@@ -33,6 +63,15 @@ def test_given_kernel_size_overrides_the_rule():
     assert kernel_size(EfficientChannel(gamma=1.0, b=0.0), 512) == 9
 
 
+def test_the_trained_network_follows_neither_reading_of_the_rule():
+    """ResNet-50's stages: what the blocks put out, and their inner width."""
+    released = (3, 5, 5, 7)
+    outputs = tuple(kernel_size(EfficientChannel(), c) for c in (256, 512, 1024, 2048))
+    planes = tuple(kernel_size(EfficientChannel(), c) for c in (64, 128, 256, 512))
+    assert outputs == (5, 5, 5, 7) != released
+    assert planes == (3, 5, 5, 5) != released
+
+
 def test_articles_use_three_where_the_paper_uses_five():
     paper, article = EfficientChannel(), EfficientChannel.article_s0()
     assert (kernel_size(paper, 256), kernel_size(article, 256)) == (5, 3)
@@ -53,13 +92,35 @@ def test_a_gate_reads_its_neighbours_only():
     np.testing.assert_array_equal(np.asarray(reach) != 0, distance <= 1)
 
 
+def test_only_a_circular_one_has_no_first_channel():
+    pooled = jax.random.normal(jax.random.key(0), (1, 8))
+    for layer, same in ((EfficientChannel.circular(), True), (EfficientChannel.timm(), False)):
+        variables = layer.init(jax.random.key(1), pooled, method="gate")
+        gate = layer.apply(variables, pooled, method="gate")
+        rolled = layer.apply(variables, jnp.roll(pooled, 3, axis=1), method="gate")
+        assert np.allclose(rolled, jnp.roll(gate, 3, axis=1), rtol=1e-5) == same
+
+
 def test_gate_is_the_call_without_pooling_and_multiplication():
     contract.check_gate(EfficientChannel())
+    contract.check_gate(EfficientChannel.circular())
 
 
-def test_even_kernel():
-    with pytest.raises(InputError, match=r"kernel_size=4 .* use an odd one, such as 3 or 5"):
-        EfficientChannel(kernel_size=4).init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))
+@pytest.mark.parametrize(
+    ("layer", "sentence"),
+    [
+        (EfficientChannel(kernel_size=4), r"kernel_size=4 .* use an odd one, such as 3 or 5"),
+        (EfficientChannel.circular(kernel_size=4), r"kernel_size=4 .* use an odd one"),
+        (EfficientChannel.circular(kernel_size=7), r"kernel_size=7 .* the 2 chan.* at most 5"),
+        (EfficientChannel(min_kernel_size=4), r"^min_kernel_size=4 .* such as 3 or 5"),
+        (EfficientChannel(gamma=0.0), r"gamma=0.0 is not positive"),
+        (EfficientChannel(gamma=-2.0), r"gamma=-2.0 is not positive"),
+        (EfficientChannel(padding="zero"), r"unknown padding 'zero': did you mean zeros"),
+    ],
+)
+def test_what_it_cannot_do(layer, sentence):
+    with pytest.raises(InputError, match=sentence):
+        layer.init(jax.random.key(0), jnp.zeros((1, 4, 4, 2)))
 
 
 def test_bfloat16():

@@ -1,13 +1,12 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from flaxattn.attention import ATTENTION, CBAM, DualAttention, SqueezeExcite, create_attention
 from flaxattn.errors import InputError
 from tests.attention import contract
-
-REQUIRED = {"simplified_psa": {"features": 32}, "sk": {"features": 32}}
-
+from tests.attention.examples import SOWN, fields
 
 VARIANTS = [
     (name, variant)
@@ -18,45 +17,86 @@ VARIANTS = [
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
 def test_every_name_and_variant_keeps_the_contract(name, variant):
-    layer = create_attention(name, variant=variant, **REQUIRED.get(name, {}))
-    x = jax.random.normal(jax.random.key(0), (2, 4, 8, 32))
-    variables = layer.init(jax.random.key(1), x)
-    answer, gates = contract.sown(layer, variables, x)
-    assert jnp.isfinite(answer).all()
-    assert answer.dtype == x.dtype
-    if getattr(layer, "output", "scaled") == "scaled":
-        assert answer.shape == x.shape
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(gates)]
-    assert paths
-    assert all("attention" in path for path in paths)
+    """Shapes and dtypes, for which no number needs to be computed."""
+    layer = create_attention(name, variant=variant, **fields(name, variant))
 
-    trained = layer.apply(
-        variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(2)}
-    )
-    assert trained[0].shape == answer.shape
+    def run(key, x):
+        variables = layer.init(key, x)
+        sown = contract.sown(layer, variables, x)
+        trained, _ = layer.apply(
+            variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+        )
+        return *sown, trained
 
-    narrow, gates = contract.sown(layer, variables, x.astype(jnp.bfloat16))
-    assert narrow.dtype == jnp.bfloat16
-    assert all(gate.dtype == jnp.float32 for gate in jax.tree.leaves(gates))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    for dtype in (jnp.float32, jnp.bfloat16):
+        x = jax.ShapeDtypeStruct((2, 4, 8, 32), dtype)
+        answer, gates, trained = jax.eval_shape(run, key, x)
+        assert (trained.shape, trained.dtype) == (answer.shape, answer.dtype)
+        assert answer.dtype == dtype
+        if getattr(layer, "output", "scaled") == "scaled":
+            # PSANet answers x and more channels beside it.
+            assert answer.shape == x.shape or (
+                layer.role == "head" and answer.shape[:3] == x.shape[:3]
+            )
+        paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(gates)]
+        assert paths
+        assert all("attention" in path for path in paths)
+        assert all(gate.dtype == jnp.float32 for gate in jax.tree.leaves(gates))
     assert layer.role in ("recalibrate", "context", "convolution", "head")
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_each_sows_its_map(name):
+    layer = create_attention(name, **fields(name))
+    x = np.random.default_rng(0).normal(size=(2, 4, 8, 32)).astype(np.float32)
+
+    def run(key, x):
+        return contract.sown(layer, layer.init(key, x), x)[1]
+
+    leaves = jax.tree.leaves(jax.jit(run)(jax.random.key(1), x))
+    assert [leaf.shape for leaf in leaves] == [shape for shape, _ in SOWN[name]]
+    for leaf, (_, axis) in zip(leaves, SOWN[name], strict=True):
+        assert np.isfinite(leaf).all()
+        if axis is not None:
+            assert abs(np.sum(leaf, axis) - 1).max() < 1e-5
 
 
 @pytest.mark.parametrize(
     ("name", "layers"),
     [
         ("cbam", 3),
+        ("ceca", 1),
         ("channel", 2),
+        ("coordinate", 3),
         ("eca", 1),
+        ("efficientnet_se", 2),
+        ("ese", 1),
+        ("grouped_se", 2),
+        ("lcbam", 3),
+        ("mobilenet_v3_se", 2),
+        ("ela", 2),
+        ("global_context", 2),
+        ("dia", 4),
+        ("lsk", 1),
+        ("fca", 2),
+        ("gsop", 2),
         ("sca", 2),
+        ("sca_channel", 2),
         ("sca_lite", 2),
         ("se", 2),
+        ("simple_coordinate", 4),
         ("sk", 2),
         ("spatial", 1),
+        ("spatial_separable", 2),
+        ("strip", 2),
+        ("strip_pooling", 2),
+        ("triplet", 3),
     ],
 )
 def test_gates_multiply_in_full_float32_on_every_platform(name, layers):
     """By default an accelerator would multiply float32 in fewer bits."""
-    layer = create_attention(name, **REQUIRED.get(name, {}))
+    layer = create_attention(name, **fields(name))
     x = jnp.ones((2, 4, 8, 32))
     variables = layer.init(jax.random.key(0), x)
     text = jax.jit(layer.apply).lower(variables, x).as_text()
@@ -74,10 +114,10 @@ def test_fields_prevail_over_the_variant():
     ("arguments", "sentence"),
     [
         ({"name": "cbma"}, r"unknown attention 'cbma': did you mean cbam"),
-        ({"name": "squeeze"}, r"unknown attention 'squeeze': .* Known: cbam, .*spatial"),
+        ({"name": "xyz"}, r"unknown attention 'xyz': there is none like it. Known: bam, .*triplet"),
         ({"name": "cbam", "variant": "offical"}, r"variant of cbam 'offical': .*mean official\?"),
         ({"name": "se", "reductoin": 4}, r"unknown field of se 'reductoin': .*mean reduction\?"),
-        ({"name": "se", "gate": 4}, r"field of se 'gate': .* Known: bias_init, .*use_bias"),
+        ({"name": "se", "gate": 4}, r"field of se 'gate': .* Known: .*bias_init, .*use_bias"),
         ({"name": "sca_lite", "variant": "lite"}, "sca_lite is a variant already"),
         ({"name": "simplified_psa"}, "simplified_psa needs its field features"),
     ],

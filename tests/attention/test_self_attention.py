@@ -8,6 +8,32 @@ import pytest
 from flaxattn.attention.self_attention import SelfAttention
 from flaxattn.errors import InputError
 from tests.attention import parity
+from tests.attention.parity import Case
+from tests.torch_reference import self_attention
+
+CASES = [
+    Case(
+        (
+            "self_attention",
+            "self_attention.article_s1",
+            "self_attention.danet",
+            "danet_position",
+        ),
+        {},
+        lambda: self_attention.SelfAttention(32),
+        "articles",
+    ),
+    *[
+        Case(
+            ("self_attention, chunked",),
+            {"query_chunk": query_chunk},
+            lambda: self_attention.SelfAttention(32),
+            "articles",
+            maps=((13, 7),),
+        )
+        for query_chunk in (1, 40, 10_000)
+    ],
+]
 
 
 def case(shape, *, gamma=0.7, dtype=jnp.float32, **fields):

@@ -7,8 +7,36 @@ from flax import linen as nn
 
 from flaxattn.attention import SimplifiedPSA
 from flaxattn.errors import InputError
-from tests.attention import contract
+from tests.attention import contract, parity
+from tests.attention.parity import Case
+from tests.torch_reference import simplified_psa
 from tests.torch_reference import simplified_psa as reference
+
+CASES = [
+    Case(
+        ("simplified_psa",),
+        {"features": 24},
+        lambda: simplified_psa.PSAModule(32, 24, "gather"),
+        "articles",
+    ),
+    Case(
+        ("simplified_psa, mix",),
+        {"features": 24, "repair": "mix"},
+        lambda: simplified_psa.PSAModule(32, 24, "mix"),
+        "articles",
+    ),
+    *[
+        Case(
+            ("simplified_psa.article_s0",),
+            {"features": height * width},
+            lambda features=height * width: simplified_psa.PSAModule(32, features),
+            "articles",
+            maps=((height, width),),
+            refused=parity.MAPS,  # by both sides: these have other numbers of positions
+        )
+        for height, width in ((16, 16), (13, 7), (4, 8), (1, 2))
+    ],
+]
 
 
 @pytest.mark.parametrize("size", [(4, 4), (6, 4), (1, 1)])

@@ -9,6 +9,29 @@ from flaxattn.attention import SpatialAttention
 from flaxattn.attention.spatial_attention import channel_max
 from flaxattn.errors import InputError
 from tests.attention import contract, parity
+from tests.attention.parity import Case
+from tests.torch_reference import spatial_attention
+from tests.torch_reference.torchvision_shim import timm
+
+CASES = [
+    Case(
+        ("spatial",),
+        {"kernel_size": 3},
+        lambda: spatial_attention.SpatialAttentionArticle1(3, intended=True),
+        "article_s1",
+    ),
+    Case(("spatial.article_s0",), {}, spatial_attention.SpatialGateArticle0, "article_s0"),
+    Case(("spatial.article_s1",), {}, spatial_attention.SpatialAttentionArticle1, "article_s1"),
+    Case(("spatial.official",), {}, spatial_attention.SpatialGateOfficial, "official"),
+    Case(("spatial.timm",), {}, timm.layers.cbam.SpatialAttn, "timm"),
+    Case(("spatial.light",), {}, timm.layers.cbam.LightSpatialAttn, "timm", maps=((13, 7),)),
+    Case(
+        ("spatial_separable", "spatial.separable"),
+        {},
+        spatial_attention.SeparableSpatialAttention,
+        None,
+    ),
+]
 
 
 @pytest.fixture
@@ -51,25 +74,42 @@ def test_official_and_timm_differ_in_order_and_in_momentum(x):
     np.testing.assert_allclose((variance[1] - 1) / (variance[0] - 1), 10, rtol=1e-3)
 
 
+def test_separating_the_convolution_saves_nothing_and_adds_no_function(x):
+    def count(layer, **fields):
+        params = layer(**fields).init(jax.random.key(1), x)["params"]
+        return sum(p.size for p in jax.tree.leaves(params))
+
+    separable = SpatialAttention.separable()
+    assert (count(SpatialAttention.separable), count(SpatialAttention)) == (100, 98)
+    assert count(SpatialAttention.separable, kernel_size=3) == 20
+
+    params = separable.init(jax.random.key(1), x)["params"]
+    around, weigh = params["conv"]["kernel"], params["pointwise"]["kernel"]
+    dense = around.swapaxes(2, 3) * weigh
+    assert dense.shape == (7, 7, 2, 1)
+    y = SpatialAttention().apply({"params": {"conv": {"kernel": dense}}}, x)
+    np.testing.assert_allclose(separable.apply({"params": params}, x), y, rtol=1e-5)
+
+
 def test_zero_kernel_halves_the_input(x):
     layer = SpatialAttention(kernel_init=nn.initializers.zeros)
     np.testing.assert_array_equal(layer.apply(layer.init(jax.random.key(1), x), x), 0.5 * x)
 
 
-def test_tied_maxima_share_their_gradient_evenly_as_amax_does():
+def test_of_tied_maxima_the_first_takes_the_gradient_as_in_torch_max():
     x = np.zeros((1, 2, 1, 4), np.float32)  # after a ReLU whole positions are often zero
     x[0, 0, 0] = (0, 3, 3, 1)
     ours = jax.grad(lambda x: channel_max(x).sum())(x)
 
     def theirs(pool):
-        y = torch.tensor(parity.to_nchw(x), requires_grad=True)
+        y = torch.tensor(parity.to_channels_first(x), requires_grad=True)
         pool(y).sum().backward()
-        return parity.to_nhwc(y.grad.numpy())
+        return parity.to_channels_last(y.grad.numpy())
 
-    np.testing.assert_array_equal(ours[0, :, 0], [(0, 0.5, 0.5, 0), (0.25, 0.25, 0.25, 0.25)])
-    np.testing.assert_array_equal(ours, theirs(lambda y: y.amax(1)))
-    one_takes_all = theirs(lambda y: y.max(1)[0])
-    np.testing.assert_array_equal(one_takes_all.max(-1), 1)
+    np.testing.assert_array_equal(ours[0, :, 0], [(0, 1, 0, 0), (1, 0, 0, 0)])
+    np.testing.assert_array_equal(ours, theirs(lambda y: y.max(1)[0]))
+    shared = theirs(lambda y: y.amax(1))
+    np.testing.assert_array_equal(shared[0, :, 0], [(0, 0.5, 0.5, 0), (0.25, 0.25, 0.25, 0.25)])
 
 
 def test_what_it_cannot_do(x):

@@ -6,7 +6,15 @@ from torch import nn
 
 class DualAttention(nn.Module):
     def __init__(
-        self, channels, drop_rate=0.0, *, reduction=8, activation=nn.ReLU, gate=nn.Sigmoid
+        self,
+        channels,
+        drop_rate=0.0,
+        *,
+        reduction=8,
+        activation=nn.ReLU,
+        gate=nn.Sigmoid,
+        alpha=1.0,
+        beta=1.0,
     ):
         super().__init__()
         self.channel_att = nn.Sequential(
@@ -18,9 +26,21 @@ class DualAttention(nn.Module):
         )
         self.spatial_att = nn.Sequential(nn.Conv2d(channels, 1, 1), gate())
         self.dropout = nn.Dropout2d(drop_rate)
+        self.alpha, self.beta = alpha, beta
 
     def forward(self, x):
-        return self.dropout(x * self.channel_att(x) * self.spatial_att(x))
+        channel = torch.lerp(torch.ones(()).to(x), self.channel_att(x), self.beta)
+        spatial = torch.lerp(torch.ones(()).to(x), self.spatial_att(x), self.alpha)
+        return self.dropout(x * channel * spatial)
+
+
+class ChannelOnly(DualAttention):
+    def __init__(self, channels):
+        super().__init__(channels)
+        del self.spatial_att
+
+    def forward(self, x):
+        return x * self.channel_att(x)
 
 
 class LiteDualAttention(DualAttention):

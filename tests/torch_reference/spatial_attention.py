@@ -45,3 +45,17 @@ class SpatialGateOfficial(nn.Module):
         mean, maximum = mean_and_max(x)
         pooled = torch.cat((maximum, mean), dim=1)
         return x * torch.sigmoid(self.spatial.bn(self.spatial.conv(pooled)))
+
+
+class SeparableSpatialAttention(nn.Module):
+    """What article 1 says CBAM has: each pool convolved by itself, then both weighed."""
+
+    def __init__(self, kernel_size=7):
+        super().__init__()
+        padding = kernel_size // 2
+        self.conv = nn.Conv2d(2, 2, kernel_size, padding=padding, groups=2, bias=False)
+        self.pointwise = nn.Conv2d(2, 1, 1, bias=False)
+
+    def forward(self, x):
+        pooled = torch.cat(mean_and_max(x), dim=1)
+        return x * torch.sigmoid(self.pointwise(self.conv(pooled)))

@@ -1,0 +1,98 @@
+"""Conditionally parameterised convolution."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from flaxattn.attention.mixture import mixed_convolution
+from flaxattn.attention.pooling import average_pool
+from flaxattn.conv import Conv, Initializer, torch_default
+from flaxattn.errors import InputError
+from flaxattn.precision import at_least_float32
+
+
+class CondConv(nn.Module):
+    """CondConv: each sample convolves with its own weighted sum of expert kernels.
+
+        a = sigmoid(R mean_hw x)                     (routing)
+        y = (sum_e a_e W_e) * x                      (Eq. 1)
+
+    Yang, Bender, Le, Ngiam, "CondConv: Conditionally Parameterized Convolutions for Efficient
+    Inference", NeurIPS 2019, arXiv:1904.04971.
+
+    (N, H, W, C) -> (N, H', W', features) in x's dtype, with the call shape of `nn.Conv`. The
+    convolution computes in `dtype` or x's, the routing and the mixing in float32 or wider.
+    Parameters: kernels (E, k, k, C / groups, features), biases (E, features) if any, routing_fn
+    kernel (1, 1, C, E) and bias.
+    Sows the routing weights (N, E). They need not sum to one.
+
+    EfficientNet's blocks route once for their three convolutions: pass `routing`, weights (N, E),
+    to each call instead, and these layers have no routing_fn of their own.
+
+    Fields:
+        features: channels of the answer.
+        kernel_size, strides, dilation, groups: of the convolution.
+        num_experts: E.
+        use_bias: a bias from each expert, mixed like the kernels.
+        kernel_init: of each expert's kernel, and of routing_fn.
+
+    Biases start at zero, where timm draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+
+    Raises InputError for an even kernel, groups that do not divide the channels, no expert at all,
+    and a `routing` of another shape.
+    """
+
+    features: int
+    kernel_size: int = 3
+    strides: int = 1
+    dilation: int = 1
+    groups: int = 1
+    num_experts: int = 8
+    use_bias: bool = False
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = torch_default
+    bias_init: Initializer = nn.initializers.zeros
+
+    role: ClassVar[str] = "convolution"
+    variants: ClassVar[tuple[str, ...]] = ("timm",)
+    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        "timm": (
+            ("conv.weight", "kernels", "flat"),
+            ("conv.bias", "biases"),
+            ("routing_fn", "routing_fn", "linear"),
+        ),
+    }
+
+    @classmethod
+    def timm(cls, features: int, **fields) -> "CondConv":
+        """timm's CondConv2d with the routing of its CondConvResidual: four experts."""
+        return cls(features, **{"num_experts": 4, **fields})
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False, routing: Array | None = None) -> Array:
+        if self.num_experts < 1:
+            raise InputError(f"num_experts={self.num_experts} is below one: use 1 or more.")
+        if routing is None:
+            routing_fn = Conv(
+                self.num_experts,
+                precision=lax.Precision.HIGHEST,
+                dtype=at_least_float32(self.dtype or x.dtype),
+                param_dtype=self.param_dtype,
+                kernel_init=self.kernel_init,
+                bias_init=self.bias_init,
+                name="routing_fn",
+            )
+            logits = routing_fn(average_pool(x)[:, None, None, :])
+            routing = jax.nn.sigmoid(logits[:, 0, 0, :])
+        elif routing.shape != (x.shape[0], self.num_experts):
+            raise InputError(
+                f"routing has the shape {routing.shape}: pass a weight for each sample and expert, "
+                f"{(x.shape[0], self.num_experts)}."
+            )
+        self.sow("intermediates", "attention", routing)
+        return mixed_convolution(self, x, routing)

@@ -1,0 +1,109 @@
+"""Coordinate attention."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from flaxattn.attention.bottleneck import reduced_features
+from flaxattn.attention.pooling import rescale, strip_pool
+from flaxattn.conv import Conv, Initializer, torch_default
+from flaxattn.norm import BatchNorm
+from flaxattn.precision import at_least_float32
+
+
+class CoordinateAttention(nn.Module):
+    """Coordinate attention: each row and each column has a gate per channel.
+
+        z_h = mean_w x, z_w = mean_h x                    (Eq. 4, 5)
+        f   = hard_swish(norm(W1 [z_h; z_w]))             (Eq. 6)   one layer for rows and columns
+        g_h = sigmoid(Wh f_h), g_w = sigmoid(Ww f_w)      (Eq. 7, 8)
+        y   = x * g_h * g_w                               (Eq. 9)
+
+    Hou, Zhou, Feng, "Coordinate Attention for Efficient Mobile Network Design", CVPR 2021,
+    arXiv:2103.02907.
+
+    (N, H, W, C) -> (N, H, W, C) in x's dtype; the gates are computed in float32 or wider.
+    Parameters: conv1 kernel (1, 1, C, m), bn1 (m,), conv_h and conv_w kernels (1, 1, m, C), and the
+    convolutions' biases. The norm's statistics are those of all N * (H + W) means.
+    Sows both gates: {"height": (N, H, 1, C), "width": (N, 1, W, C)}.
+
+    Fields:
+        reduction: C / m; m is rounded down.
+        minimum: of m.
+        divisor: if given, m is C / reduction rounded to a multiple of it, at least one multiple.
+        use_bias: biases in the three convolutions.
+        skip: answer x + y.
+        dtype: of the gates' arithmetic, if wider than float32.
+        norm: of the shared layer, called as norm(dtype=..., param_dtype=..., name="bn1")(f, train),
+            or None.
+
+    Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+
+    Raises InputError for a `reduction` below one, or where it leaves no channel.
+    """
+
+    reduction: int = 32
+    minimum: int = 8
+    divisor: int | None = None
+    use_bias: bool = True
+    skip: bool = False
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = torch_default
+    bias_init: Initializer = nn.initializers.zeros
+    norm: Callable[..., nn.Module] | None = BatchNorm
+
+    role: ClassVar[str] = "recalibrate"
+    variants: ClassVar[tuple[str, ...]] = ("official", "timm")
+    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        "official": (),
+        "timm": (),
+        # The authors' MobileNetV2, whose weights they released, calls two layers otherwise.
+        "mbv2_ca": (("conv2", "conv_h"), ("conv3", "conv_w")),
+    }
+
+    @classmethod
+    def official(cls, **fields) -> "CoordinateAttention":
+        """The authors' CoordAtt with as many channels out as in; the default."""
+        return cls(**fields)
+
+    @classmethod
+    def timm(cls, **fields) -> "CoordinateAttention":
+        """timm's CoordAttn: no biases, m is C / 24 (2/3 of C / 16) to the nearest multiple of 8."""
+        return cls(**{"reduction": 24, "divisor": 8, "minimum": 1, "use_bias": False, **fields})
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        features = x.shape[-1]
+        hidden = reduced_features(
+            features, self.reduction, divisor=self.divisor, at_least=self.minimum
+        )
+        dtype = at_least_float32(self.dtype or x.dtype)
+
+        def conv(features: int, name: str) -> Conv:
+            return Conv(
+                features,
+                use_bias=self.use_bias,
+                precision=lax.Precision.HIGHEST,
+                dtype=dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=self.kernel_init,
+                bias_init=self.bias_init,
+                name=name,
+            )
+
+        rows, columns = strip_pool(x)
+        f = conv(hidden, "conv1")(jnp.concatenate([rows, jnp.swapaxes(columns, 1, 2)], axis=1))
+        if self.norm is not None:
+            f = self.norm(dtype=dtype, param_dtype=self.param_dtype, name="bn1")(f, train)
+        rows, columns = jnp.split(jax.nn.hard_swish(f), [x.shape[1]], axis=1)
+        height = jax.nn.sigmoid(conv(features, "conv_h")(rows))
+        width = jax.nn.sigmoid(conv(features, "conv_w")(jnp.swapaxes(columns, 1, 2)))
+        self.sow("intermediates", "attention", {"height": height, "width": width})
+        y = rescale(x, height, width)
+        return x + y if self.skip else y

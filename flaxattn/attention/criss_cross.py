@@ -1,0 +1,107 @@
+"""Criss-cross attention."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from flaxattn.attention.bottleneck import reduced_features
+from flaxattn.conv import Conv, Initializer, torch_default
+from flaxattn.errors import InputError
+from flaxattn.precision import at_least_float32
+
+
+class CrissCross(nn.Module):
+    """Criss-cross attention: each position attends to its column and its row, several times over.
+
+        s_ij = (Wq x_i) . (Wk x_j)           j in the column and row of i, i itself once
+        a_i  = softmax_j s_ij                over H + W - 1 positions
+        y_i  = gamma * sum_j a_ij Wv x_j + x_i
+
+    After two passes with the same weights every position has reached every other. gamma starts at
+    zero: at first the layer is the identity.
+
+    Huang, Wang, Huang, Huang, Wei, Liu, "CCNet: Criss-Cross Attention for Semantic Segmentation",
+    ICCV 2019, arXiv:1811.11721.
+
+    (N, H, W, C) -> (N, H, W, C) in x's dtype; the projections and the products over the map take
+    `dtype` or x's and multiply in the platform's default precision (see `Conv`), their sums and the
+    softmax are float32 or wider. Memory grows with H * W * (H + W).
+    Parameters: gamma (1,); query_conv and key_conv kernels (1, 1, C, C / reduction), value_conv
+    kernel (1, 1, C, C), and their biases.
+    Sows, for each pass, the map (N, H, W, H + W): the weights of a position's column, its own place
+    there always zero, then of its row; together they sum to one.
+
+    Fields:
+        reduction: C / width of queries and keys, which is rounded down.
+        recurrence: passes, with shared weights.
+
+    Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+
+    Raises InputError where `reduction` leaves no channel, and for a `recurrence` below one.
+    """
+
+    reduction: int = 8
+    recurrence: int = 2
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = torch_default
+    bias_init: Initializer = nn.initializers.zeros
+
+    role: ClassVar[str] = "context"
+    variants: ClassVar[tuple[str, ...]] = ("official",)
+    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"official": ()}
+
+    @classmethod
+    def official(cls, **fields) -> "CrissCross":
+        """The authors' CrissCrossAttention: one pass; their head makes one too unless told."""
+        return cls(**{"recurrence": 1, **fields})
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        if self.recurrence < 1:
+            raise InputError(f"recurrence={self.recurrence} is below one: use 1 or more passes.")
+        features = x.shape[-1]
+        hidden = reduced_features(features, self.reduction)
+        dtype = self.dtype or x.dtype
+
+        def project(features: int, name: str) -> Conv:
+            return Conv(
+                features,
+                dtype=dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=self.kernel_init,
+                bias_init=self.bias_init,
+                name=name,
+            )
+
+        query = project(hidden, "query_conv")
+        key = project(hidden, "key_conv")
+        value = project(features, "value_conv")
+        gamma = self.param("gamma", nn.initializers.zeros, (1,), self.param_dtype)
+        for _ in range(self.recurrence):
+            context = self._attend(query(x), key(x), value(x))
+            x = x + (gamma[0].astype(context.dtype) * context).astype(x.dtype)
+        return x
+
+    def _attend(self, query: Array, key: Array, value: Array) -> Array:
+        """Mean of the values of each position's column and row, in float32 or wider."""
+        height = query.shape[1]
+        wide = at_least_float32(query.dtype)
+
+        def product(axes: str, a: Array, b: Array) -> Array:
+            return jnp.einsum(axes, a, b, preferred_element_type=wide)
+
+        # A column's i, or a row's j, is another place g, or v, of the same column, or row.
+        column = product("nijd,ngjd->nijg", query, key)
+        row = product("nijd,nivd->nijv", query, key)
+        itself = jnp.eye(height, dtype=bool).reshape(1, height, 1, height)
+        column = jnp.where(itself, -jnp.inf, column)
+        weights = jax.nn.softmax(jnp.concatenate([column, row], axis=-1))
+        self.sow("intermediates", "attention", weights)
+        weights = weights.astype(value.dtype)
+        context = product("nijg,ngjc->nijc", weights[..., :height], value)
+        return context + product("nijv,nivc->nijc", weights[..., height:], value)

@@ -1,0 +1,80 @@
+"""Effective squeeze-and-excitation."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from flaxattn.attention.pooling import average_pool, rescale
+from flaxattn.conv import Conv, Initializer, kaiming_fan_in, torch_default
+from flaxattn.precision import at_least_float32
+
+
+class EffectiveSqueezeExcite(nn.Module):
+    """Effective squeeze-and-excitation: squeeze-and-excitation by one layer of full width.
+
+        z = mean_hw x_hwc
+        s = hard_sigmoid(W z + b) = min(max(W z + b + 3, 0), 6) / 6
+        y = s * x
+
+    Lee, Park, "CenterMask: Real-Time Anchor-Free Instance Segmentation", CVPR 2020,
+    arXiv:1911.06667.
+
+    (N, H, W, C) -> (N, H, W, C) in x's dtype; the gate is computed in float32 or wider.
+    Parameters: fc kernel (1, 1, C, C) and bias: C^2 + C, where squeeze-and-excitation has
+    2 C^2 / r + C / r + C.
+
+    Fields:
+        gate_activation: maps logits to factors; a hard sigmoid in the authors' code and in timm.
+        dtype: of the gate's arithmetic, if wider than float32.
+
+    Where a logit is beyond -3 or 3 the hard sigmoid is 0 or 1 and passes no gradient.
+
+    The paper is recalled to write a plain sigmoid, which was not checked against its text; the
+    default is the hard one of its released code.
+
+    Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    """
+
+    gate_activation: Callable[[Array], Array] = jax.nn.hard_sigmoid
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = torch_default
+    bias_init: Initializer = nn.initializers.zeros
+
+    role: ClassVar[str] = "recalibrate"
+    variants: ClassVar[tuple[str, ...]] = ("official", "timm")
+    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"official": (), "timm": ()}
+
+    @classmethod
+    def official(cls, **fields) -> "EffectiveSqueezeExcite":
+        """The authors' eSEModule as their VoVNet initialises it: N(0, 2 / C)."""
+        return cls(**{"kernel_init": kaiming_fan_in, **fields})
+
+    @classmethod
+    def timm(cls, **fields) -> "EffectiveSqueezeExcite":
+        """timm's EffectiveSEModule without its maximum pool; the default."""
+        return cls(**fields)
+
+    @nn.compact
+    def gate(self, pooled: Array) -> Array:
+        """The channels' factors from their averages: (N, C) -> (N, C), within [0, 1]."""
+        fc = Conv(
+            pooled.shape[-1],
+            precision=lax.Precision.HIGHEST,
+            dtype=at_least_float32(self.dtype or pooled.dtype),
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            name="fc",
+        )
+        return self.gate_activation(fc(pooled[:, None, None, :])[:, 0, 0, :])
+
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        gate = self.gate(average_pool(x))
+        self.sow("intermediates", "attention", gate)
+        return rescale(x, gate)

@@ -1,0 +1,157 @@
+"""Efficient local attention."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from flaxattn.attention.pooling import rescale, strip_pool
+from flaxattn.conv import Conv, Initializer, torch_default
+from flaxattn.errors import InputError
+from flaxattn.norm import GroupNorm
+from flaxattn.precision import at_least_float32
+
+
+class EfficientLocal(nn.Module):
+    """Efficient local attention: gates of rows and columns, by convolution along the strips.
+
+        z_h = mean_w x, z_w = mean_h x
+        g_h = sigmoid(group_norm(conv1d_k(z_h)))
+        g_w = sigmoid(group_norm(conv1d_k(z_w)))
+        y   = x * g_h * g_w
+
+    Xu, Wan, "ELA: Efficient Local Attention for Deep Convolutional Neural Networks", arXiv
+    2024, arXiv:2403.01123.
+
+    (N, H, W, C) -> (N, H, W, C) in x's dtype; the gates are computed in float32 or wider.
+    Parameters: conv kernel (k, channels_per_group, C) and gn (C,); where rows and columns have
+    their own, conv_h kernel (k, 1, channels_per_group, C), conv_w kernel
+    (1, k, channels_per_group, C), norm_h and norm_w (C,).
+    Sows both gates: {"height": (N, H, 1, C), "width": (N, 1, W, C)}.
+
+    The four sizes of the paper; the default is `base`:
+
+        | variant | k | channels a group of the convolution | groups of the norm |
+        |---------|---|-------------------------------------|--------------------|
+        | tiny    | 5 | 1                                   | 32                 |
+        | base    | 7 | 1                                   | 16                 |
+        | small   | 5 | 8                                   | 16                 |
+        | large   | 7 | 8                                   | 16                 |
+        | timm    | 7 | 1                                   | 1                  |
+
+    Fields:
+        kernel_size: k, odd.
+        channels_per_group: of the convolution's input, 1 for a depthwise one.
+        num_groups: of the group norm.
+        shared: one convolution and one norm for rows and columns.
+        activation: between norm and sigmoid, or None.
+        use_bias: biases in the convolutions.
+        skip: answer x + y.
+        dtype: of the gates' arithmetic, if wider than float32.
+
+    Its authors released no code. That rows and columns share their weights, and the names of these,
+    are those of the implementations in circulation.
+
+    Raises InputError for an even kernel, and where either kind of group does not divide C.
+    """
+
+    kernel_size: int = 7
+    channels_per_group: int = 1
+    num_groups: int = 16
+    shared: bool = True
+    activation: Callable[[Array], Array] | None = None
+    use_bias: bool = False
+    skip: bool = False
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = torch_default
+    bias_init: Initializer = nn.initializers.zeros
+
+    role: ClassVar[str] = "recalibrate"
+    variants: ClassVar[tuple[str, ...]] = ("tiny", "base", "small", "large", "timm")
+    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        "circulating": (),
+        "timm": (),
+    }
+
+    @classmethod
+    def tiny(cls, **fields) -> "EfficientLocal":
+        """The paper's ELA-T."""
+        return cls(**{"kernel_size": 5, "num_groups": 32, **fields})
+
+    @classmethod
+    def base(cls, **fields) -> "EfficientLocal":
+        """The paper's ELA-B; the default."""
+        return cls(**fields)
+
+    @classmethod
+    def small(cls, **fields) -> "EfficientLocal":
+        """The paper's ELA-S."""
+        return cls(**{"kernel_size": 5, "channels_per_group": 8, **fields})
+
+    @classmethod
+    def large(cls, **fields) -> "EfficientLocal":
+        """The paper's ELA-L."""
+        return cls(**{"channels_per_group": 8, **fields})
+
+    @classmethod
+    def timm(cls, **fields) -> "EfficientLocal":
+        """timm's EfficientLocalAttn: own weights for rows and columns, SiLU before the sigmoid."""
+        return cls(**{"num_groups": 1, "shared": False, "activation": jax.nn.silu, **fields})
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        features = x.shape[-1]
+        for field in ("channels_per_group", "num_groups"):
+            value = getattr(self, field)
+            if value < 1 or features % value:
+                raise InputError(
+                    f"{field}={value} does not divide the {features} channels: use a divisor of "
+                    f"{features}."
+                )
+        dtype = at_least_float32(self.dtype or x.dtype)
+
+        def conv(kernel_size: int | tuple[int, int], name: str) -> Conv:
+            return Conv(
+                features,
+                kernel_size,
+                groups=features // self.channels_per_group,
+                use_bias=self.use_bias,
+                precision=lax.Precision.HIGHEST,
+                dtype=dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=self.kernel_init,
+                bias_init=self.bias_init,
+                name=name,
+            )
+
+        def norm(name: str) -> nn.Module:
+            return GroupNorm(
+                self.num_groups,
+                dtype=dtype,
+                param_dtype=self.param_dtype,
+                name=name,
+            )
+
+        def gate(strips: Array, conv: Conv, norm: nn.Module) -> Array:
+            along = strips.reshape(len(strips), -1, features) if self.shared else strips
+            logits = norm(conv(along))
+            if self.activation is not None:
+                logits = self.activation(logits)
+            return jax.nn.sigmoid(logits).reshape(strips.shape)
+
+        rows, columns = strip_pool(x)
+        k = self.kernel_size
+        if self.shared:
+            by_rows = by_columns = conv(k, "conv"), norm("gn")
+        else:
+            by_rows = conv((k, 1), "conv_h"), norm("norm_h")
+            by_columns = conv((1, k), "conv_w"), norm("norm_w")
+        height, width = gate(rows, *by_rows), gate(columns, *by_columns)
+        self.sow("intermediates", "attention", {"height": height, "width": width})
+        y = rescale(x, height, width)
+        return x + y if self.skip else y

@@ -1,0 +1,158 @@
+"""Frequency channel attention: squeeze-and-excitation of several cosine frequencies."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from flaxattn.attention.bottleneck import bottleneck, reduced_features
+from flaxattn.attention.pooling import rescale
+from flaxattn.conv import Initializer, torch_default
+from flaxattn.errors import InputError, unknown
+from flaxattn.precision import at_least_float32
+from flaxattn.resize import adaptive_average_pool
+
+# The grid in which frequencies (along H, along W) are counted, and the authors' three orders of
+# them: by accuracy when used alone, best first; from low to high; by accuracy, worst first.
+GRID = 7
+_ORDERS = {
+    "top": "00 01 60 05 02 10 12 40 50 16 30 04 06 03 35 22 46 63 33 53 55 21 61 52 54 32 31 41 23 "
+    "20 65 13",
+    "low": "00 01 10 11 02 20 21 12 22 03 30 40 04 13 31 05 14 23 32 41 50 06 15 24 33 42 51 60 16 "
+    "25 34 43",
+    "bot": "66 14 34 36 26 43 11 24 44 45 56 15 42 62 25 51 64 13 65 20 23 41 31 32 54 52 61 21 55 "
+    "53 33 63",
+}
+FREQUENCIES: dict[str, list[tuple[int, int]]] = {
+    f"{order}{count}": [(int(pair[0]), int(pair[1])) for pair in pairs.split()[:count]]
+    for order, pairs in _ORDERS.items()
+    for count in (1, 2, 4, 8, 16, 32)
+}
+
+
+def cosine_basis(
+    size: tuple[int, int], frequencies: Sequence[tuple[int, int]], dtype: DTypeLike
+) -> Array:
+    """The two-dimensional cosines of these frequencies: (H, W, number of frequencies).
+
+    Each is the product of cos(pi u (i + 1/2) / L) over the two axes, of length L, with the factors
+    that make the discrete cosine transform orthonormal.
+    """
+
+    def along(axis: int) -> np.ndarray:
+        length = size[axis]
+        u = np.array([pair[axis] for pair in frequencies])
+        waves = np.cos(np.pi * u * (np.arange(length)[:, None] + 0.5) / length)
+        return waves * np.where(u == 0, 1, np.sqrt(2)) / np.sqrt(length)
+
+    return jnp.asarray(along(0)[:, None] * along(1)[None], dtype)
+
+
+class FrequencyChannel(nn.Module):
+    """Frequency channel attention: each group of channels is pooled by its own cosine.
+
+        z_c = sum_hw x_hwc B^(u, v)_hw      (u, v): the frequency of c's group of C / n channels
+        y   = sigmoid(W2 relu(W1 z)) * x
+
+    Qin, Zhang, Wu, Li, "FcaNet: Frequency Channel Attention Networks", ICCV 2021, arXiv:2012.11879.
+    With the one frequency (0, 0), "top1", z is sqrt(HW) times the mean: squeeze-and-excitation.
+
+    (N, H, W, C) -> (N, H, W, C) in x's dtype; the gate is computed in float32 or wider.
+    Parameters: fc1 kernel (1, 1, C, h), fc2 kernel (1, 1, h, C). The cosines are constants: the
+    authors' tensor dct_layer.weight (C, dct_h, dct_w) is not loaded, and not written.
+
+    Fields:
+        reduction: C / h; h is rounded down.
+        frequencies: "top", "low" or "bot" and their number n, 1, 2, 4, 8, 16 or 32: the best when
+            used alone, the lowest, the worst, as the authors list them in a 7x7 grid.
+        dct_size: (dct_h, dct_w), or one number for both; maps of another size are averaged to it
+            first. Frequencies count in sevenths of it, rounded down: at 56 (1, 1) stands for
+            (8, 8). None takes the largest multiple of 7 that fits into the map along each axis, but
+            at least 7; that is 56, 28, 14 and 7 for 224-pixel images, as in the authors' networks.
+        dtype: of the gate's arithmetic, if wider than float32.
+
+    Below 7 the authors' rounding turns all frequencies into (0, 0); such a `dct_size` is refused.
+    Maps below it are spread out to it, as by the authors. Deviation: the rule for None is ours;
+    theirs fixes the size for each stage.
+
+    Raises InputError for unknown frequencies, channels that they do not divide, a `dct_size` below
+    7 and where `reduction` leaves no channel.
+    """
+
+    reduction: int = 16
+    frequencies: str = "top16"
+    dct_size: int | Sequence[int] | None = None
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = torch_default
+
+    role: ClassVar[str] = "recalibrate"
+    variants: ClassVar[tuple[str, ...]] = ("official",)
+    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        "official": (
+            ("fc.0", "fc1", "linear"),
+            ("fc.2", "fc2", "linear"),
+            ("dct_layer.weight", "", "derived"),
+        ),
+    }
+
+    @classmethod
+    def official(cls, **fields) -> "FrequencyChannel":
+        """The authors' MultiSpectralAttentionLayer, which wants its dct_size; the default."""
+        return cls(**fields)
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        if self.frequencies not in FREQUENCIES:
+            raise unknown("frequencies", self.frequencies, FREQUENCIES)
+        frequencies = FREQUENCIES[self.frequencies]
+        features = x.shape[-1]
+        if features % len(frequencies):
+            raise InputError(
+                f"frequencies={self.frequencies!r} are {len(frequencies)} and must divide the "
+                f"{features} channels: use 'top1', 'top2', ... up to a divisor."
+            )
+        hidden = reduced_features(features, self.reduction)
+        size = self._dct_size(*x.shape[1:3])
+        dtype = at_least_float32(self.dtype or x.dtype)
+
+        wide = x.astype(dtype)
+        if size != x.shape[1:3]:
+            wide = adaptive_average_pool(wide, size)
+        steps = [side // GRID for side in size]
+        scaled = [(u * steps[0], v * steps[1]) for u, v in frequencies]
+        pooled = jnp.einsum(
+            "nhwfc,hwf->nfc",
+            wide.reshape(*wide.shape[:3], len(frequencies), -1),
+            cosine_basis(size, scaled, dtype),
+            precision=lax.Precision.HIGHEST,
+        )
+        logits = bottleneck(
+            pooled.reshape(-1, features),
+            hidden,
+            features,
+            use_bias=False,
+            dtype=dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+        )
+        gate = jax.nn.sigmoid(logits)
+        self.sow("intermediates", "attention", gate)
+        return rescale(x, gate)
+
+    def _dct_size(self, height: int, width: int) -> tuple[int, int]:
+        if self.dct_size is None:
+            return max(height // GRID, 1) * GRID, max(width // GRID, 1) * GRID
+        given = self.dct_size
+        height, width = (given, given) if isinstance(given, int) else given
+        if min(height, width) < GRID:
+            raise InputError(
+                f"dct_size={self.dct_size} is below the {GRID}x{GRID} grid of the frequencies, of "
+                f"which only the mean would be left: use {GRID} or more."
+            )
+        return height, width

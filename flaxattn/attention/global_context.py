@@ -1,0 +1,192 @@
+"""Global context: one pooled vector, transformed, for all positions."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from flaxattn.attention.bottleneck import reduced_features
+from flaxattn.attention.pooling import average_pool
+from flaxattn.conv import Conv, Initializer, kaiming_fan_in, torch_default
+from flaxattn.errors import InputError, unknown
+from flaxattn.norm import LayerNorm
+from flaxattn.precision import at_least_float32
+
+POOLS = ("attention", "average")
+FUSIONS = ("scale", "add")
+ZERO_INITS = ("layer", "kernel", "nothing")
+_BRANCHES = {"scale": "channel_mul_conv", "add": "channel_add_conv"}
+
+
+class GlobalContext(nn.Module):
+    """Global context block: every position receives the same transform of one attentive mean.
+
+        a_j = exp(Wk x_j) / sum_m exp(Wk x_m)      over all positions
+        z   = sum_j a_j x_j                        (N, C)
+        t   = W2 relu(layer_norm(W1 z))
+        y_i = x_i + t                              fusion "add"
+        y_i = x_i * sigmoid(t)                     fusion "scale"
+
+    With both fusions each has a transform of its own, and the scaling comes first.
+
+    Cao, Xu, Lin, Wei, Hu, "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond",
+    ICCVW 2019, arXiv:1904.11492.
+
+    (N, H, W, C) -> (N, H, W, C) in x's dtype; the pooled vector and its transform are float32 or
+    wider, the convolution to the one channel of a computes in `dtype` or x's.
+    Parameters: conv_mask kernel (1, 1, C, 1) and bias; for each fusion, under channel_add_conv or
+    channel_mul_conv, _0 kernel (1, 1, C, h) and bias, _1 scale and bias (h,), _3 kernel
+    (1, 1, h, C) and bias.
+    Sows what there is of {"position": a (N, H, W, 1), "scale": sigmoid(t) (N, C), "add": t (N, C)}.
+
+    Fields:
+        reduction: C / h; h is rounded down.
+        divisor: if given, h is C / reduction rounded to a multiple of it, at least one multiple.
+        pool: "attention" as above, or "average", a_j = 1 / HW without conv_mask.
+        fusions: of "scale" and "add", at least one.
+        epsilon: of the layer norm.
+        zero_init: what starts at zero in the transforms' last layers. "layer": kernel and bias, so
+            that "add" starts as the identity and "scale" as x / 2; "kernel": not the bias, which is
+            drawn as torch draws it, so that "add" starts with a random vector at all positions;
+            "nothing".
+
+    The kernel of conv_mask is drawn from N(0, 2 / C), as by the authors and timm, whatever
+    `kernel_init` is.
+
+    Deviation: other biases start at zero, where torch draws them from
+    U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+
+    Raises InputError where `reduction` leaves no channel, for an `epsilon` not above zero, and for
+    unknown pools, fusions and zero_init.
+    """
+
+    reduction: int = 16
+    divisor: int | None = None
+    pool: str = "attention"
+    fusions: Sequence[str] = ("add",)
+    epsilon: float = 1e-5
+    zero_init: str = "layer"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = torch_default
+    bias_init: Initializer = nn.initializers.zeros
+
+    role: ClassVar[str] = "context"
+    variants: ClassVar[tuple[str, ...]] = ("official", "timm", "timm_add")
+    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        "official": (
+            ("channel_add_conv.1", "channel_add_conv_1", "n11"),
+            ("channel_mul_conv.1", "channel_mul_conv_1", "n11"),
+        ),
+        "timm": (
+            ("conv_attn", "conv_mask"),
+            ("mlp_add.fc1", "channel_add_conv_0"),
+            ("mlp_add.norm", "channel_add_conv_1"),
+            ("mlp_add.fc2", "channel_add_conv_3"),
+            ("mlp_scale.fc1", "channel_mul_conv_0"),
+            ("mlp_scale.norm", "channel_mul_conv_1"),
+            ("mlp_scale.fc2", "channel_mul_conv_3"),
+        ),
+    }
+
+    @classmethod
+    def official(cls, **fields) -> "GlobalContext":
+        """The authors' ContextBlock; the default."""
+        return cls(**fields)
+
+    @classmethod
+    def timm(cls, **fields) -> "GlobalContext":
+        """timm's GlobalContext, its "gc": scales, with another width, epsilon and start."""
+        own = {"fusions": ("scale",), "zero_init": "nothing"}
+        return cls(**{"reduction": 8, "divisor": 1, "epsilon": 1e-6, **own, **fields})
+
+    @classmethod
+    def timm_add(cls, **fields) -> "GlobalContext":
+        """timm's GlobalContext that adds, its "gca": no identity at first, for only the last
+        kernel starts at zero."""
+        return cls.timm(**{"fusions": ("add",), "zero_init": "kernel", **fields})
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        self._require_legal_fields()
+        hidden = reduced_features(x.shape[-1], self.reduction, divisor=self.divisor)
+        dtype = self.dtype or x.dtype
+        wide = at_least_float32(dtype)
+        sown = {}
+
+        if self.pool == "attention":
+            mask = Conv(
+                1,
+                dtype=dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=kaiming_fan_in,
+                name="conv_mask",
+            )
+            sown["position"] = jax.nn.softmax(mask(x).astype(wide), axis=(1, 2))
+            pooled = jnp.sum(sown["position"] * x.astype(wide), axis=(1, 2))
+        else:
+            pooled = average_pool(x).astype(wide)
+
+        y = x.astype(wide)
+        if "scale" in self.fusions:
+            sown["scale"] = jax.nn.sigmoid(self._transform(pooled, hidden, _BRANCHES["scale"]))
+            y = y * sown["scale"][:, None, None, :]
+        if "add" in self.fusions:
+            sown["add"] = self._transform(pooled, hidden, _BRANCHES["add"])
+            y = y + sown["add"][:, None, None, :]
+        self.sow("intermediates", "attention", sown)
+        return y.astype(x.dtype)
+
+    def _transform(self, pooled: Array, hidden: int, branch: str) -> Array:
+        """W2 relu(layer_norm(W1 z)): (N, C) -> (N, C)."""
+
+        def conv(features: int, kernel_init: Initializer, bias_init: Initializer, name: str):
+            return Conv(
+                features,
+                precision=lax.Precision.HIGHEST,
+                dtype=pooled.dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=kernel_init,
+                bias_init=bias_init,
+                name=name,
+            )
+
+        def drawn_as_torch(key, shape, dtype=jnp.float32):
+            bound = hidden**-0.5
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        zeros = nn.initializers.zeros
+        last_kernel = self.kernel_init if self.zero_init == "nothing" else zeros
+        last_bias = {"layer": zeros, "kernel": drawn_as_torch, "nothing": self.bias_init}
+        first = conv(hidden, self.kernel_init, self.bias_init, f"{branch}_0")
+        norm = LayerNorm(
+            epsilon=self.epsilon,
+            dtype=pooled.dtype,
+            param_dtype=self.param_dtype,
+            name=f"{branch}_1",
+        )
+        last = conv(pooled.shape[-1], last_kernel, last_bias[self.zero_init], f"{branch}_3")
+        z = pooled[:, None, None, :]
+        return last(jax.nn.relu(norm(first(z))))[:, 0, 0, :]
+
+    def _require_legal_fields(self):
+        if self.epsilon <= 0:
+            raise InputError(
+                f"epsilon={self.epsilon} is not positive: use a small one, such as 1e-5."
+            )
+        if self.pool not in POOLS:
+            raise unknown("pool", self.pool, POOLS)
+        if self.zero_init not in ZERO_INITS:
+            raise unknown("zero_init", self.zero_init, ZERO_INITS)
+        if isinstance(self.fusions, str) or not self.fusions:
+            raise InputError(
+                f"fusions={self.fusions!r} names no tuple of fusions: use ('add',), ('scale',) or "
+                f"('scale', 'add')."
+            )
+        for fusion in self.fusions:
+            if fusion not in FUSIONS:
+                raise unknown("fusion", fusion, FUSIONS)

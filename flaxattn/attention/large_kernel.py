@@ -1,0 +1,72 @@
+"""Large kernel attention, as in VAN."""
+
+from functools import partial
+from typing import ClassVar
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from flaxattn.attention.pooling import rescale
+from flaxattn.conv import Conv, Initializer, kaiming_fan_in, torch_default
+from flaxattn.precision import at_least_float32
+
+
+class LargeKernel(nn.Module):
+    """Large kernel attention: x times what three convolutions make of a position's 23x23 pixels.
+
+        u = depthwise5x5(x)
+        a = W depthwise7x7(u, dilation 3)
+        y = x * a
+
+    a has any sign and no bound: there is no sigmoid.
+
+    Guo, Lu, Liu, Cheng, Hu, "Visual Attention Network", Computational Visual Media 2023,
+    arXiv:2202.09741.
+
+    (N, H, W, C) -> (N, H, W, C) in x's dtype; the convolutions compute in `dtype` or x's, the
+    product with x in float32 or wider. Parameters: conv0 kernel (5, 5, 1, C), conv_spatial kernel
+    (7, 7, 1, C), conv1 kernel (1, 1, C, C), and their biases. Sows a.
+
+    VAN's block has a 1x1 convolution and GELU before this layer, and a 1x1 convolution and a
+    shortcut after it; they are no part of it.
+
+    Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    """
+
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = torch_default
+    bias_init: Initializer = nn.initializers.zeros
+
+    role: ClassVar[str] = "recalibrate"
+    variants: ClassVar[tuple[str, ...]] = ("official",)
+    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"official": ()}
+
+    @classmethod
+    def official(cls, **fields) -> "LargeKernel":
+        """The authors' AttentionModule as their VAN starts it.
+
+        That is N(0, 2 * groups / (k^2 * channels out)), here where as many channels come in also
+        `kaiming_fan_in`.
+        """
+        return cls(**{"kernel_init": kaiming_fan_in, **fields})
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        features = x.shape[-1]
+        dtype = self.dtype or x.dtype
+        conv = partial(
+            Conv,
+            features,
+            dtype=dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+        )
+        y = conv(kernel_size=5, groups=features, name="conv0")(x)
+        y = conv(kernel_size=7, dilation=3, groups=features, name="conv_spatial")(y)
+        attention = conv(name="conv1")(y).astype(at_least_float32(dtype))
+        self.sow("intermediates", "attention", attention)
+        return rescale(x, attention)

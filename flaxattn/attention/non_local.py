@@ -1,0 +1,265 @@
+"""The non-local block: each position adds a mean of all positions' features."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from flaxattn.attention.attend import attend
+from flaxattn.attention.bottleneck import reduced_features
+from flaxattn.attention.pooling import maximum
+from flaxattn.conv import Conv, Initializer, kaiming_fan_out, torch_default
+from flaxattn.errors import InputError, unknown
+from flaxattn.norm import BatchNorm
+from flaxattn.precision import at_least_float32
+
+MODES = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
+SUB_SAMPLES = ("before", "after")
+SCALES = ("hidden", "input")
+
+# Both leave the block an identity at the start, and let gradients into it.
+zero_batch_norm = partial(BatchNorm, scale_init=nn.initializers.zeros)
+_small = nn.initializers.normal(0.01)
+
+
+class NonLocal(nn.Module):
+    """Non-local block: z_i = x_i + norm(W y_i) with y_i = sum_j f(x_i, x_j) g(x_j) / sum_j f.
+
+    With theta, phi, g: C -> m and W: m -> C, all 1x1 convolutions, the weights of g(x_j) are
+
+        mode                  f(x_i, x_j)                     weights of position i
+        embedded_gaussian     exp(theta_i . phi_j)            softmax over j     (Eq. 3)
+        gaussian              exp(x_i . x_j)                  softmax over j     (Eq. 2)
+        dot_product           theta_i . phi_j                 f / number of keys (Eq. 4)
+        concatenation         relu(w . [theta_i, phi_j])      f / number of keys (Eq. 5)
+
+    At first norm's scale, or W where there is no norm, is zero: the block is the identity.
+
+    Wang, Girshick, Gupta, He, "Non-local Neural Networks", CVPR 2018, arXiv:1711.07971.
+
+    (N, *spatial, C) -> the same in x's dtype, with one to three spatial axes: sequences, images,
+    videos. The convolutions and both products over the map take `dtype` or x's and multiply in the
+    platform's default precision (see `Conv`), their sums and the softmax are float32 or wider.
+    Parameters: theta, phi, g kernels (1, ..., C, m), out kernel (1, ..., m, C), and their biases;
+    bn, if there is a norm; in mode concatenation concat_project (2m,), theta's half first; in mode
+    gaussian neither theta nor phi. Sows the weights (N, positions, keys).
+
+        | variant  | m                  | scale     | keys and values          | W's norm      |
+        |----------|--------------------|-----------|--------------------------|---------------|
+        |          | floor(C / 2)       | 1         | all positions            | BatchNorm     |
+        | official | floor(C / 2)       | m^(-1/2)  | pooled, then convolved   | BatchNorm     |
+        | alexhex7 | floor(C / 2)       | 1         | convolved, then pooled   | BatchNorm     |
+        | mmcv     | floor(C / 2)       | m^(-1/2)  | all positions            | none          |
+        | timm     | C / 8 in eights    | C^(-1/2)  | all positions            | BatchNorm     |
+
+    Fields:
+        mode: f, one of the four.
+        reduction: C / m; m is rounded down.
+        divisor: if given, m is C / reduction rounded to a multiple of it, by no more than a tenth
+            downwards.
+        sub_sample: max pooling by two along the last two axes, or the only one, of keys and values:
+            "before" their convolutions or "after" them, which is another function; None for none.
+            An odd last row or column is left out.
+        scale: of the embedded Gaussian's energies: "hidden" for m^(-1/2), "input" for C^(-1/2).
+            The other modes are never scaled.
+        out_bias: a bias in W.
+        query_chunk: positions whose weights exist at one time, or None for all of them: with it
+            memory grows with the number of positions instead of its square (see `attend`).
+        norm: what normalises W's answer, or None; called as
+            norm(dtype=..., param_dtype=..., name="bn")(y, train). Its scale should start at zero.
+
+    Deviations: biases start at zero, where torch draws them from U(-1/sqrt(fan_in),
+    1/sqrt(fan_in)). A maximum shared by several positions shares its gradient between them.
+
+    Raises InputError for unknown modes, sub-samplings and scales, for maps of none or more than
+    three spatial axes, for maps that sub-sampling leaves empty, where `reduction` leaves no channel
+    (AlexHex7 and mmcv then keep one), and for a `query_chunk` below one.
+    """
+
+    mode: str = "embedded_gaussian"
+    reduction: int = 2
+    divisor: int | None = None
+    sub_sample: str | None = None
+    scale: str | None = None
+    out_bias: bool = True
+    query_chunk: int | None = None
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = torch_default
+    bias_init: Initializer = nn.initializers.zeros
+    norm: Callable[..., nn.Module] | None = zero_batch_norm
+
+    role: ClassVar[str] = "context"
+    variants: ClassVar[tuple[str, ...]] = ("alexhex7", "mmcv", "official", "timm")
+    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        # Both libraries count g and phi as members of a pair where a pool follows them.
+        "alexhex7": (
+            ("g.0", "g"),
+            ("phi.0", "phi"),
+            ("W.0", "out"),
+            ("W.1", "bn"),
+            ("concat_project.0.weight", "concat_project", "1n11"),
+        ),
+        "alexhex7_no_norm": (
+            ("g.0", "g"),
+            ("phi.0", "phi"),
+            ("W", "out"),
+            ("concat_project.0.weight", "concat_project", "1n11"),
+        ),
+        "alexhex7_no_pool": (
+            ("W.0", "out"),
+            ("W.1", "bn"),
+            ("concat_project.0.weight", "concat_project", "1n11"),
+        ),
+        "alexhex7_no_pool_no_norm": (
+            ("W", "out"),
+            ("concat_project.0.weight", "concat_project", "1n11"),
+        ),
+        "mmcv": (
+            ("g.conv", "g"),
+            ("theta.conv", "theta"),
+            ("phi.conv", "phi"),
+            ("conv_out.conv", "out"),
+            ("conv_out.bn", "bn"),
+            ("concat_project.conv.weight", "concat_project", "1n11"),
+        ),
+        "mmcv_pool": (
+            ("g.0.conv", "g"),
+            ("theta.conv", "theta"),
+            ("phi.0.conv", "phi"),
+            ("conv_out.conv", "out"),
+            ("conv_out.bn", "bn"),
+            ("concat_project.conv.weight", "concat_project", "1n11"),
+        ),
+        "timm": (("t", "theta"), ("p", "phi"), ("z", "out"), ("norm", "bn")),
+    }
+
+    @classmethod
+    def official(cls, **fields) -> "NonLocal":
+        """The authors' Caffe2 code as configured: pools first, scaled energies, N(0, 0.01^2)."""
+        return cls(**{"sub_sample": "before", "scale": "hidden", "kernel_init": _small, **fields})
+
+    @classmethod
+    def alexhex7(cls, **fields) -> "NonLocal":
+        """AlexHex7's Non-local_pytorch, the port most weights in torch are of: pools last."""
+        return cls(**{"sub_sample": "after", **fields})
+
+    @classmethod
+    def mmcv(cls, **fields) -> "NonLocal":
+        """mmcv's NonLocal1d, 2d, 3d: no norm unless asked for, and then no bias before it:
+        norm=zero_batch_norm, out_bias=False."""
+        return cls(**{"scale": "hidden", "kernel_init": _small, "norm": None, **fields})
+
+    @classmethod
+    def timm(cls, **fields) -> "NonLocal":
+        """timm's NonLocalAttn: narrower, and energies scaled by the width of x."""
+        return cls(
+            **{
+                "reduction": 8,
+                "divisor": 8,
+                "scale": "input",
+                "kernel_init": kaiming_fan_out,
+                **fields,
+            }
+        )
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        for given, kind, known in (
+            (self.mode, "mode", MODES),
+            (self.sub_sample, "sub_sample", (None, *SUB_SAMPLES)),
+            (self.scale, "scale", (None, *SCALES)),
+        ):
+            if given not in known:
+                raise unknown(kind, given, [name for name in known if name])
+        if not 3 <= x.ndim <= 5:
+            raise InputError(
+                f"x of shape {x.shape} has {x.ndim - 2} spatial axes: pass (N, *spatial, C) with "
+                f"one to three."
+            )
+        batch, *spatial, features = x.shape
+        hidden = reduced_features(features, self.reduction, divisor=self.divisor, round_limit=0.9)
+        dtype = self.dtype or x.dtype
+
+        def conv(features: int, name: str, **fields) -> Conv:
+            fields = {"kernel_init": self.kernel_init, "bias_init": self.bias_init, **fields}
+            return Conv(features, dtype=dtype, param_dtype=self.param_dtype, name=name, **fields)
+
+        def flat(maps: Array) -> Array:
+            return maps.reshape(batch, -1, maps.shape[-1])
+
+        before, after = (
+            max_pool_by_two if self.sub_sample == when else lambda maps: maps
+            for when in SUB_SAMPLES
+        )
+        sources = before(x)
+        value = flat(after(conv(hidden, "g")(sources)))
+        if self.mode == "gaussian":
+            query, key = flat(x.astype(dtype)), flat(after(sources).astype(dtype))
+        else:
+            query = flat(conv(hidden, "theta")(x))
+            key = flat(after(conv(hidden, "phi")(sources)))
+        if self.mode == "concatenation":
+            query, key = self._separated(query, key)
+
+        keys = key.shape[1]
+        normalise = {
+            "dot_product": lambda energy: energy / keys,
+            "concatenation": lambda energy: jax.nn.relu(energy) / keys,
+        }.get(self.mode, jax.nn.softmax)
+        scale = 1.0
+        if self.mode == "embedded_gaussian" and self.scale is not None:
+            scale = (hidden if self.scale == "hidden" else features) ** -0.5
+        y = attend(
+            self,
+            query,
+            key,
+            value,
+            scale=scale,
+            normalise=normalise,
+            query_chunk=self.query_chunk,
+        )
+        y = y.reshape(batch, *spatial, hidden).astype(dtype)
+
+        zero_last = {} if self.norm is not None else {"kernel_init": nn.initializers.zeros}
+        y = conv(features, "out", use_bias=self.out_bias, **zero_last)(y)
+        if self.norm is not None:
+            wide = at_least_float32(dtype)
+            y = self.norm(dtype=wide, param_dtype=self.param_dtype, name="bn")(y, train)
+        return x + y.astype(x.dtype)
+
+    def _separated(self, query: Array, key: Array) -> tuple[Array, Array]:
+        """Vectors of two whose products are w . [theta_i, phi_j], a sum of two scalars."""
+        hidden = query.shape[-1]
+        weights = self.param(
+            "concat_project",
+            lambda rng, shape, dtype: self.kernel_init(rng, (*shape, 1), dtype)[:, 0],
+            (2 * hidden,),
+            self.param_dtype,
+        ).astype(query.dtype)
+        of_query, of_key = query @ weights[:hidden, None], key @ weights[hidden:, None]
+        return (
+            jnp.concatenate([of_query, jnp.ones_like(of_query)], axis=-1),
+            jnp.concatenate([jnp.ones_like(of_key), of_key], axis=-1),
+        )
+
+
+def max_pool_by_two(maps: Array) -> Array:
+    """Maxima of the pairs along the only, or of the squares along the last two, spatial axes."""
+    axes = range(max(1, maps.ndim - 3), maps.ndim - 1)
+    for axis in axes:
+        size = maps.shape[axis]
+        if size < 2:
+            raise InputError(
+                f"sub-sampling by two leaves nothing of a map of shape {maps.shape}: use "
+                f"sub_sample=None, or at least two positions along axis {axis}."
+            )
+        halves = (*maps.shape[:axis], size // 2, 2, *maps.shape[axis + 1 :])
+        maps = jax.lax.slice_in_dim(maps, 0, size // 2 * 2, axis=axis).reshape(halves)
+        maps = maximum(maps, axis + 1).squeeze(axis + 1)
+    return maps

@@ -1,0 +1,96 @@
+"""Normalisation-based attention: batch norm's own scales weigh its answer, which gates x."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from flaxattn.attention.pooling import rescale
+from flaxattn.attention.relative_position import require_size
+from flaxattn.norm import BatchNorm
+from flaxattn.precision import at_least_float32
+
+
+class NormalizationBased(nn.Module):
+    """Normalisation-based attention: a gate for each value, weighed by batch norm's scales.
+
+        w_c = |gamma_c| / sum_k |gamma_k|         gamma: the scale of bn2
+        y   = sigmoid(w_c bn2(x)) * x
+
+    and with `spatial` once more for y, with a batch norm whose "channels" are the positions:
+
+        w_hw = |lambda_hw| / sum_ij |lambda_ij|   lambda: the scale of bn
+        y'   = sigmoid(w_hw bn(y)) * y
+
+    Liu, Shao, Teng, Hoffmann, "NAM: Normalization-based Attention Module", arXiv 2021,
+    arXiv:2111.12419. The paper writes the weights without absolute values.
+
+    (N, H, W, C) -> (N, H, W, C) in x's dtype; the gates are computed in float32 or wider.
+    Parameters: bn2, over C channels; with `spatial` bn, over HW positions, so that maps of another
+    size need other weights. Sows the gate (N, H, W, C), two of them with `spatial`.
+
+    Fields:
+        spatial: the paper's spatial half too. The authors' repository had it until 21 September
+            2021; their last commit leaves it out and ignores the argument `no_spatial`.
+        dtype: of the gates' arithmetic, if wider than float32.
+        norm: BatchNorm, or what else has a parameter `scale`; called as
+            norm(dtype=..., param_dtype=..., name=...)(x, train).
+
+    The weights pass no gradient to the scales, as in the authors' code; through bn2(x) they get
+    theirs. All weights are about 1 / C, so at first the gates lie near 1/2. Deviation: scales that
+    are all zero give weights of zero, where the authors' code answers NaN.
+
+    Raises InputError, from BatchNorm, for one sample of one position in train mode, and with
+    `spatial` on a map of another size than the layer was initialised with.
+    """
+
+    spatial: bool = False
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    norm: Callable[..., nn.Module] = BatchNorm
+
+    role: ClassVar[str] = "recalibrate"
+    variants: ClassVar[tuple[str, ...]] = ("official", "channel_spatial")
+    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        "official": (("Channel_Att.bn2", "bn2"), ("Spatial_Att.bn", "bn")),
+        "official_channel": (),
+    }
+
+    @classmethod
+    def official(cls, **fields) -> "NormalizationBased":
+        """The authors' released Att: the channel half; the default."""
+        return cls(**fields)
+
+    @classmethod
+    def channel_spatial(cls, **fields) -> "NormalizationBased":
+        """The authors' Att before 21 September 2021, told no_spatial=False: both halves."""
+        return cls(**{"spatial": True, **fields})
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        dtype = at_least_float32(self.dtype or x.dtype)
+
+        def gate(x: Array, name: str) -> Array:
+            bn = self.norm(dtype=dtype, param_dtype=self.param_dtype, name=name)
+            if name == "bn":
+                require_size(bn, "scale", x.shape[-1:])
+            y = bn(x, train)
+            scale = jax.lax.stop_gradient(jnp.abs(bn.get_variable("params", "scale").astype(dtype)))
+            total = jnp.sum(scale)
+            weights = scale / jnp.where(total == 0, 1.0, total)
+            return jax.nn.sigmoid(weights.reshape((1,) * (x.ndim - 1) + (-1,)) * y)
+
+        wide = x.astype(dtype)
+        channel = gate(wide, "bn2")
+        self.sow("intermediates", "attention", channel)
+        if not self.spatial:
+            return rescale(x, channel)
+        y = rescale(wide, channel)
+        positions = y.reshape(y.shape[0], -1, y.shape[-1]).transpose(0, 2, 1)
+        spatial = gate(positions, "bn").transpose(0, 2, 1).reshape(y.shape)
+        self.sow("intermediates", "attention", spatial)
+        return rescale(x, channel, spatial)

@@ -1,0 +1,98 @@
+"""Spatial group-wise enhancement: each group of channels is gated where it is like its mean."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from flaxattn.attention.pooling import average_pool, safe_sqrt
+from flaxattn.conv import Initializer
+from flaxattn.errors import InputError
+from flaxattn.precision import at_least_float32
+
+
+class SpatialGroupEnhance(nn.Module):
+    """Spatial group-wise enhancement: a map of gates for each group of channels.
+
+    With x_i the channels of one group at position i, and g their mean over the map,
+
+        c_i = g . x_i                               (Eq. 1, 2)
+        t_i = (c_i - mean(c)) / (std(c) + 1e-5)     (Eq. 3)
+        y_i = x_i * sigmoid(weight t_i + bias)      (Eq. 4, 5)
+
+    std divides by HW - 1; where it is 0 its gradient is taken as 0, as torch does. weight starts
+    at 0 and bias at 1, where y is sigmoid(1) x.
+
+    Li, Hu, Yang, "Spatial Group-wise Enhance: Improving Semantic Feature Learning in Convolutional
+    Networks", arXiv 2019, arXiv:1905.09646.
+
+    (N, H, W, C) -> (N, H, W, C) in x's dtype; the gates are computed in float32 or wider.
+    Parameters: weight, bias (groups,). Sows the gates (N, H, W, groups).
+
+    Fields:
+        groups: the number of groups, a divisor of C.
+        dtype: of the gates' arithmetic, if wider than float32.
+        kernel_init: of weight.
+        bias_init: of bias.
+
+    Raises InputError for groups that do not divide C, and for maps of one position, which have no
+    such deviation; torch then answers NaN.
+    """
+
+    groups: int = 64
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = nn.initializers.zeros
+    bias_init: Initializer = nn.initializers.ones
+
+    role: ClassVar[str] = "recalibrate"
+    variants: ClassVar[tuple[str, ...]] = ("official",)
+    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+        "official": (("weight", "weight", "1n11"), ("bias", "bias", "1n11"))
+    }
+
+    @classmethod
+    def official(cls, **fields) -> "SpatialGroupEnhance":
+        """The authors' SpatialGroupEnhance; the default."""
+        return cls(**fields)
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        batch, height, width, features = x.shape
+        if self.groups < 1 or features % self.groups:
+            most = max(self.groups, 1)
+            legal = max(n for n in range(1, features + 1) if features % n == 0 and n <= most)
+            raise InputError(
+                f"groups={self.groups} does not divide {features} channels: use a divisor, such as "
+                f"{legal}."
+            )
+        if height * width < 2:
+            raise InputError(
+                f"a map of {height}x{width} has no standard deviation over its positions: apply "
+                f"the layer to maps of at least two."
+            )
+        wide = at_least_float32(self.dtype or x.dtype)
+        weight = self.param("weight", self.kernel_init, (self.groups,), self.param_dtype)
+        bias = self.param("bias", self.bias_init, (self.groups,), self.param_dtype)
+
+        grouped = x.astype(wide).reshape(batch, height, width, self.groups, -1)
+        mean = average_pool(x).astype(wide).reshape(batch, 1, 1, self.groups, -1)
+        likeness = jnp.sum(grouped * mean, axis=-1)
+        centred = likeness - jnp.mean(likeness, axis=(1, 2), keepdims=True)
+        normed = centred / (_deviation(centred) + 1e-5)
+        row = (1, 1, 1, self.groups)
+        gate = jax.nn.sigmoid(
+            weight.astype(wide).reshape(row) * normed + bias.astype(wide).reshape(row)
+        )
+        self.sow("intermediates", "attention", gate)
+        return (grouped * gate[..., None]).reshape(x.shape).astype(x.dtype)
+
+
+def _deviation(centred: Array) -> Array:
+    """The unbiased standard deviation over the map; where it is 0 so is its gradient, not NaN."""
+    count = centred.shape[1] * centred.shape[2]
+    variance = jnp.sum(jnp.square(centred), axis=(1, 2), keepdims=True) / (count - 1)
+    return safe_sqrt(variance)

@@ -1,0 +1,82 @@
+"""timm's strip attention."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from flaxattn.attention.pooling import rescale, strip_pool
+from flaxattn.conv import Conv, Initializer, torch_default
+from flaxattn.precision import at_least_float32
+
+
+class StripAttention(nn.Module):
+    """Strip attention: a gate per position and channel, the sum of its row's and column's logits.
+
+        l_h = conv_kx1(mean_w x), l_w = conv_1xk(mean_h x)      depthwise
+        y   = x * sigmoid(l_h + l_w)
+
+    It is timm's StripAttn, which names no paper: next to the strip pooling of Hou, Zhang, Cheng,
+    Feng, "Strip Pooling: Rethinking Spatial Pooling for Scene Parsing", CVPR 2020,
+    arXiv:2003.13328, it lacks the norms, the ReLU, and every mixture of channels.
+
+    (N, H, W, C) -> (N, H, W, C) in x's dtype; the gate is computed in float32 or wider.
+    Parameters: conv_h kernel (k, 1, 1, C), conv_w kernel (1, k, 1, C), and their biases.
+    Sows the gate (N, H, W, C).
+
+    Fields:
+        kernel_size: k, odd, or None for no convolutions, and so no parameters.
+        use_bias: biases in the convolutions.
+        skip: answer x + y.
+        dtype: of the gate's arithmetic, if wider than float32.
+
+    Raises InputError for an even kernel.
+    """
+
+    kernel_size: int | None = 3
+    use_bias: bool = False
+    skip: bool = False
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = torch_default
+    bias_init: Initializer = nn.initializers.zeros
+
+    role: ClassVar[str] = "recalibrate"
+    variants: ClassVar[tuple[str, ...]] = ("timm",)
+    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"timm": ()}
+
+    @classmethod
+    def timm(cls, **fields) -> "StripAttention":
+        """timm's StripAttn; the default."""
+        return cls(**fields)
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        features = x.shape[-1]
+        dtype = at_least_float32(self.dtype or x.dtype)
+
+        def conv(kernel_size: tuple[int, int], name: str) -> Conv:
+            return Conv(
+                features,
+                kernel_size,
+                groups=features,
+                use_bias=self.use_bias,
+                precision=lax.Precision.HIGHEST,
+                dtype=dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=self.kernel_init,
+                bias_init=self.bias_init,
+                name=name,
+            )
+
+        rows, columns = strip_pool(x)
+        if self.kernel_size is not None:
+            rows = conv((self.kernel_size, 1), "conv_h")(rows)
+            columns = conv((1, self.kernel_size), "conv_w")(columns)
+        gate = jax.nn.sigmoid(rows + columns)
+        self.sow("intermediates", "attention", gate)
+        y = rescale(x, gate)
+        return x + y if self.skip else y

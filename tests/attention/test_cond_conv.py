@@ -1,0 +1,83 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxattn.attention import CondConv
+from flaxattn.errors import InputError
+from tests.attention import contract
+from tests.attention.parity import Case
+from tests.torch_reference.mixture import RoutedCondConv
+
+SMALL = ((13, 7),)
+
+CASES = [
+    Case(
+        ("cond_conv",),
+        {"features": 24},
+        lambda: RoutedCondConv(32, 24, experts=8),
+        "timm",
+        maps=SMALL,
+    ),
+    Case(
+        ("cond_conv.timm, depthwise 5x5, strides, biases",),
+        {"features": 32, "kernel_size": 5, "groups": 32, "strides": 2, "use_bias": True},
+        lambda: RoutedCondConv(32, 32, kernel_size=5, groups=32, stride=2, bias=True),
+        "timm",
+        maps=SMALL,
+    ),
+    Case(
+        ("cond_conv.timm",),
+        {"features": 32},
+        lambda: RoutedCondConv(32, 32),
+        "timm",
+        maps=((56, 56), (13, 7)),  # torch's own backward pass of 1x1 maps fails in float64
+    ),
+]
+
+
+@pytest.fixture
+def x():
+    return jax.random.normal(jax.random.key(0), (3, 5, 6, 8))
+
+
+def test_a_routing_from_outside_takes_the_place_of_its_own(x):
+    layer = CondConv(4)
+    variables = layer.init(jax.random.key(1), x)
+    y, sown = contract.sown(layer, variables, x)
+    del variables["params"]["routing_fn"]
+    routed = layer.apply(variables, x, routing=sown["attention"][0])
+    np.testing.assert_array_equal(routed, y)
+    given = layer.init(jax.random.key(1), x, routing=jnp.ones((3, 8)))
+    assert given["params"].keys() == {"kernels"}
+
+
+def test_experts_add_up(x):
+    """Routed to all experts fully, it is one convolution by the sum of their kernels."""
+    layer = CondConv(4)
+    variables = layer.init(jax.random.key(1), x, routing=jnp.ones((3, 8)))
+    kernels = variables["params"]["kernels"]
+    one = CondConv(4, num_experts=1)
+    summed = {"params": {"kernels": kernels.sum(0, keepdims=True)}}
+    np.testing.assert_allclose(
+        layer.apply(variables, x, routing=jnp.ones((3, 8))),
+        one.apply(summed, x, routing=jnp.ones((3, 1))),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "routing", "sentence"),
+    [
+        ({"num_experts": 0}, None, "num_experts=0 is below one"),
+        ({}, jnp.ones((3, 4)), r"routing has the shape \(3, 4\).*\(3, 8\)"),
+        ({"groups": 16}, None, "groups=16 must divide both the 8 input channels"),
+    ],
+)
+def test_what_it_cannot_do(fields, routing, sentence, x):
+    with pytest.raises(InputError, match=sentence):
+        CondConv(4, **fields).init(jax.random.key(0), x, routing=routing)
+
+
+def test_bfloat16():
+    contract.check_bfloat16(CondConv(32), same_gate=False)
