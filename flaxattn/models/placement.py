@@ -24,7 +24,7 @@ _POSITIONS = ("out", "mid")
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """A layer and the blocks of a backbone that have one of their own.
+    """A layer and the blocks of a backbone that have one, of their own or shared within a stage.
 
     Fields:
         factory: a Linen class, a classmethod that makes one, or a `functools.partial` of either.
@@ -32,12 +32,16 @@ class Placement:
         blocks: of these stages: "all", "last", or the blocks' indices, from 0 (layer2_0); likewise.
         position: of an attention layer in the residual branch: "out", after the last norm before
             the add, or "mid", after the middle convolution, its norm and its ReLU.
+        share: whether these blocks of a stage have one and the same layer, with its weights once in
+            the backbone. One that carries a state from map to map, by a `step` such as that of
+            DenseImplicit, carries it from block to block.
     """
 
     factory: LayerFactory
     stages: Any = "all"
     blocks: Any = "all"
     position: str = "out"
+    share: bool = False
 
     def __post_init__(self) -> None:
         for name in ("stages", "blocks"):
@@ -51,6 +55,11 @@ class Placement:
     def layer(self) -> type[nn.Module]:
         """The class of the layers that `factory` makes."""
         return _layer(self.factory)
+
+    @property
+    def carries(self) -> bool:
+        """Whether the blocks' one layer carries a state from block to block."""
+        return self.share and hasattr(self.layer, "step")
 
     def covers(self, stage: int, block: int, stage_size: int) -> bool:
         """Whether block `block` of the `stage_size` blocks of stage `stage` has the layer."""
@@ -75,15 +84,17 @@ def place(slot: str, value: Any, stage_sizes: Sequence[int]) -> Placement | None
     Args:
         slot: "attention", "conv" or "context".
         value: None; a mechanism's name; a mapping with that `name`, its `variant`, the `stages`,
-            `blocks` and `position` of a `Placement`, and the layer's own fields; a layer factory;
-            or a `Placement`.
+            `blocks`, `position` and `share` of a `Placement`, and the layer's own fields; a layer
+            factory; or a `Placement`.
         stage_sizes: the number of blocks in each stage.
 
-    Without `blocks`, attention and conv stand in every block, context after each stage's last one.
+    Without `blocks`, attention and conv stand in every block, context after each stage's last one;
+    a `Placement` stands in the blocks that it says itself, by default in all.
 
     Raises InputError for an unknown mechanism, variant or field, a layer whose role the slot does
-    not take, an instance (its weights would be shared between blocks), and stages or blocks that
-    do not exist.
+    not take, an instance (its weights would be shared between blocks), stages or blocks that do
+    not exist or are none, and `share` where it cannot be: in the conv slot, whose layers change
+    their maps, and with a layer that carries a state, except at position "out".
     """
     if value is None:
         return None
@@ -95,6 +106,7 @@ def place(slot: str, value: Any, stage_sizes: Sequence[int]) -> Placement | None
         value = Placement(value, blocks=_BLOCKS[slot])
     _require_role(slot, value)
     _require_existing(slot, value, stage_sizes)
+    _require_shareable(slot, value)
     return value
 
 
@@ -125,11 +137,11 @@ def _from_mapping(slot: str, fields: dict[str, Any]) -> Placement:
             raise InputError(f"{field} in the {slot} slot is for the block to give: leave it out.")
     stages = fields.pop("stages", "all")
     blocks = fields.pop("blocks", _BLOCKS[slot])
-    position = fields.pop("position", "out")
+    position, share = fields.pop("position", "out"), fields.pop("share", False)
     supplied = _supplied_by_block(name)
-    create_attention(name, variant=variant, **supplied, **fields, parent=None)  # or InputError
+    create_attention(name, variant=variant, **{**supplied, **fields}, parent=None)  # or InputError
     factory = ATTENTION[name] if variant is None else getattr(ATTENTION[name], variant)
-    return Placement(functools.partial(factory, **fields), stages, blocks, position)
+    return Placement(functools.partial(factory, **fields), stages, blocks, position, share)
 
 
 def _supplied_by_block(name: str) -> dict[str, Any]:
@@ -143,6 +155,17 @@ def _layer(factory: Any) -> type[nn.Module]:
     while isinstance(factory, functools.partial):
         factory = factory.func
     return getattr(factory, "__self__", factory)
+
+
+def _name(factory: Any) -> str:
+    """What ATTENTION calls the layers that `factory` makes: by its variant, else by its class."""
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    for made in (factory, _layer(factory)):
+        for name, known in ATTENTION.items():
+            if known == made:
+                return name
+    return _layer(factory).__name__
 
 
 def _fixed(factory: Any) -> set[str]:
@@ -169,8 +192,7 @@ def _require_role(slot: str, placement: Placement) -> None:
     role = getattr(layer, "role", None)
     if role in _ROLES[slot]:
         return
-    name = next((name for name, known in ATTENTION.items() if _layer(known) is layer), None)
-    name = name or layer.__name__
+    name = _name(placement.factory)
     if role == "convolution":
         raise InputError(f"{name} replaces a convolution: pass conv=dict(name={name!r}).")
     if role == "head":
@@ -191,6 +213,9 @@ def _require_role(slot: str, placement: Placement) -> None:
 def _require_existing(slot: str, placement: Placement, stage_sizes: Sequence[int]) -> None:
     if slot == "attention" and placement.position not in _POSITIONS:
         raise unknown("position", placement.position, _POSITIONS)
+    for field in ("stages", "blocks"):
+        if getattr(placement, field) == ():
+            raise InputError(f"{slot} {field}=() places nothing: use 'all' or name at least one.")
     count = len(stage_sizes)
     stages = placement.stages
     if stages == "all":
@@ -213,3 +238,19 @@ def _require_existing(slot: str, placement: Placement, stage_sizes: Sequence[int
                     f"{slot} in block {block!r} of stage {stage}: that stage has blocks 0 to "
                     f"{stage_sizes[stage - 1] - 1}; name the stages meant, or blocks they all have."
                 )
+
+
+def _require_shareable(slot: str, placement: Placement) -> None:
+    if not isinstance(placement.share, bool):
+        raise InputError(f"{slot} share={placement.share!r}: use True or False.")
+    if placement.share and slot == "conv":
+        raise InputError(
+            "share=True in the conv slot: a stage's first convolution has other channels than the "
+            "rest; leave it out."
+        )
+    if placement.carries and (slot, placement.position) != ("attention", "out"):
+        raise InputError(
+            f"share=True in the {slot} slot, position {placement.position!r}: "
+            f"{placement.layer.__name__} carries a state from block to block, which goes through "
+            f"the attention slot at position 'out' only."
+        )

@@ -11,11 +11,11 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.pooling import average_pool
+from flaxattn.attention.shared_attention import apply_next
 from flaxattn.conv import Conv, Initializer, kaiming_fan_out, torch_default
 from flaxattn.errors import InputError, unknown
 from flaxattn.models.placement import LayerFactory, Placement, namings, place
 from flaxattn.norm import BatchNorm
-from flaxattn.precision import at_least_float32
 
 
 class ResidualBlock(nn.Module):
@@ -31,11 +31,13 @@ class ResidualBlock(nn.Module):
         conv: makes a convolution from (features, kernel_size, strides=, name=).
         norm: makes a normalisation from (name=), to be called with (x, train).
         middle: makes the middle convolution's replacement from (features, strides=, name=), or
-            None. One with a `norm` of its own takes the place of the norm and ReLU after it too.
-        attention: makes the layer `se` of the residual branch from (name=), or None.
+            None. One that `activates` takes the place of the norm and ReLU after it too.
+        attention: makes the layer `se` of the residual branch from (name=), or is one that several
+            blocks share, or None.
         position: of `se`: "out", after the last norm before the add, or "mid", after the middle
             convolution, its norm and its ReLU.
-        context: makes the layer after the add and its ReLU from (name=), or None.
+        context: makes the layer after the add and its ReLU from (name=), or is one that several
+            blocks share, or None.
     """
 
     width: int
@@ -43,24 +45,32 @@ class ResidualBlock(nn.Module):
     conv: LayerFactory
     norm: LayerFactory
     middle: LayerFactory | None = None
-    attention: LayerFactory | None = None
+    attention: LayerFactory | nn.Module | None = None
     position: str = "out"
-    context: LayerFactory | None = None
+    context: LayerFactory | nn.Module | None = None
 
     expansion: ClassVar[int]
 
-    @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        y, _ = self.step(x, None, train)
+        return y
+
+    @nn.compact
+    def step(self, x: Array, carry: Any, train: bool = False) -> tuple[Array, Any]:
+        """y, and what a shared `se` carries from block to block: None before the first."""
         y = self.branch(x, train)
         if self.attention is not None and self.position == "out":
-            y = self.attention(name="se")(y, train)
+            layer = _in_slot(self.attention, "se")
+            attended, carry = apply_next(layer, y, carry, train)
+            y = _same_shape(layer, y, attended)
         if self.strides != 1 or x.shape[-1] != y.shape[-1]:
             x = self.conv(y.shape[-1], 1, strides=self.strides, name="downsample_0")(x)
             x = self.norm(name="downsample_1")(x, train)
         y = jax.nn.relu(x + y)
         if self.context is not None:
-            y = self.context(name="context")(y, train)
-        return y
+            layer = _in_slot(self.context, "context")
+            y = _same_shape(layer, y, layer(y, train))
+        return y, carry
 
     def branch(self, x: Array, train: bool) -> Array:
         """The residual branch up to its last norm."""
@@ -74,11 +84,32 @@ class ResidualBlock(nn.Module):
         else:
             layer = self.middle(self.width, strides=self.strides, name=f"conv{index}")
             x = layer(x, train)
-        if getattr(layer, "norm", None) is None:
+        if not getattr(layer, "activates", False):
             x = jax.nn.relu(self.norm(name=f"bn{index}")(x, train))
         if self.attention is not None and self.position == "mid":
-            x = self.attention(name="se")(x, train)
+            layer = _in_slot(self.attention, "se")
+            x = _same_shape(layer, x, layer(x, train))
         return x
+
+
+def _in_slot(layer: LayerFactory | nn.Module, name: str) -> nn.Module:
+    """A block's layer in a slot: a shared one itself, else one of the block's own."""
+    return layer if isinstance(layer, nn.Module) else layer(name=name)
+
+
+def _as_the_input(*arrays: Any, **_: Any) -> list[Any]:
+    """A layer's input and parameters in the input's dtype, as its `promote_dtype`."""
+    return [array.astype(arrays[0].dtype) for array in arrays]
+
+
+def _same_shape(layer: nn.Module, x: Array, y: Array) -> Array:
+    """y, what `layer` answers for x, or InputError if its shape is not x's."""
+    if y.shape != x.shape:
+        raise InputError(
+            f"{type(layer).__name__} answers {y.shape} for a map {x.shape}: in a block use one "
+            f"that keeps the shape, such as output='scaled'."
+        )
+    return y
 
 
 class BasicBlock(ResidualBlock):
@@ -132,8 +163,12 @@ class ResNet(nn.Module):
             convolution at full size for images of 32 pixels or so, as the paper's on CIFAR.
         attention, conv, context: the layers in the slots, in any form `placement.place` takes:
             attention in the residual branch, named `se` as in timm; conv instead of the middle
-            convolution, and of its norm and ReLU too if the layer has a `norm` of its own; context
-            after the add and its ReLU, named `context`.
+            convolution, and of its norm and ReLU too if the layer says that it `activates`, that
+            is, ends in a normalisation and a ReLU of its own, as selective kernels do; context
+            after the add and its ReLU, named `context`. With share=True all blocks of a stage that
+            have the layer have the same one, and its weights stand beside the blocks: `layer3_se`
+            or `layer3_context`, in torch's keys layer3_se.fc1.weight. A torch network whose
+            blocks hold one and the same module lists its weights once for each block instead.
         dtype: of the convolutions and of the layers in the slots; None for the inputs'.
         param_dtype: of parameters and running statistics, those of the layers in the slots too.
         kernel_init: of the convolutions; `fc` has torch's default, and zero biases.
@@ -142,8 +177,9 @@ class ResNet(nn.Module):
 
     A dtype that the placement of a slot sets itself stays as it is.
 
-    Raises InputError when constructed with an unknown block or stem, a width below one,
-    negative `num_classes`, or a slot `place` refuses.
+    Raises InputError when constructed with an unknown block or stem, `stage_sizes` or a width
+    below one, negative `num_classes`, or a slot `place` refuses; and when called, for a layer in
+    the attention or context slot that changes the shape of its map.
     """
 
     stage_sizes: tuple[int, ...]
@@ -161,6 +197,11 @@ class ResNet(nn.Module):
 
     def __post_init__(self) -> None:
         self.stage_sizes = tuple(self.stage_sizes)
+        if not self.stage_sizes or min(self.stage_sizes) < 1:
+            raise InputError(
+                f"stage_sizes={self.stage_sizes} makes no network: use a number of blocks, 1 or "
+                f"more, for at least one stage."
+            )
         if isinstance(self.block, str) and self.block not in BLOCKS:
             raise unknown("block", self.block, BLOCKS)
         if self.stem not in ("imagenet", "small"):
@@ -196,7 +237,12 @@ class ResNet(nn.Module):
     def namings(self) -> dict[str, tuple[tuple[str, ...], ...]]:
         """The renames of the slots' layers, by source name, for `flaxattn.weights`."""
         middle = "conv1" if issubclass(self.block_class, BasicBlock) else "conv2"
-        return namings({"se": self.attention, middle: self.conv, "context": self.context})
+        slots = {"se": self.attention, middle: self.conv, "context": self.context}
+        for name, placement in self._shared().items():
+            del slots[name]
+            stages = range(1, len(self.stage_sizes) + 1)
+            slots |= {f"layer{stage}_{name}": placement for stage in stages}
+        return namings(slots)
 
     def setup(self) -> None:
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -210,14 +256,16 @@ class ResNet(nn.Module):
             self.conv1 = conv(self.width, 3)
         self.bn1 = norm()
         for stage, size in enumerate(self.stage_sizes, start=1):
+            for name, placement in self._shared().items():
+                setattr(self, f"layer{stage}_{name}", self._factory(placement)())
             blocks = [self._block(stage, block, conv, norm) for block in range(size)]
             setattr(self, f"layer{stage}", blocks)
         if self.num_classes:
             self.fc = nn.Dense(
                 self.num_classes,
-                dtype=at_least_float32(self.dtype or self.param_dtype),
                 param_dtype=self.param_dtype,
                 kernel_init=torch_default,
+                promote_dtype=_as_the_input,
             )
 
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -232,10 +280,15 @@ class ResNet(nn.Module):
         x = jax.nn.relu(self.bn1(self.conv1(images), train))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        carries = self.attention is not None and self.attention.carries
         maps = []
         for stage in range(1, len(self.stage_sizes) + 1):
+            carry = None
             for block in getattr(self, f"layer{stage}"):
-                x = block(x, train)
+                if carries:
+                    x, carry = block.step(x, carry, train)
+                else:
+                    x = block(x, train)
             maps.append(x)
         return maps
 
@@ -246,14 +299,26 @@ class ResNet(nn.Module):
             strides=2 if stage > 1 and block == 0 else 1,
             conv=conv,
             norm=norm,
-            middle=layer(self.conv),
-            attention=layer(self.attention),
+            middle=layer("conv", self.conv),
+            attention=layer("se", self.attention),
             position=self.attention.position if self.attention else "out",
-            context=layer(self.context),
+            context=layer("context", self.context),
         )
 
-    def _layer(self, stage: int, block: int, placement: Placement | None) -> LayerFactory | None:
-        """The factory of a slot's layer in one block, if the block has it."""
+    def _layer(
+        self, stage: int, block: int, name: str, placement: Placement | None
+    ) -> LayerFactory | nn.Module | None:
+        """What a slot of one block gets: the stage's shared layer, a factory, or nothing."""
         if placement is None or not placement.covers(stage, block, self.stage_sizes[stage - 1]):
             return None
+        if placement.share:
+            return getattr(self, f"layer{stage}_{name}")
+        return self._factory(placement)
+
+    def _factory(self, placement: Placement) -> LayerFactory:
         return placement.with_defaults(dtype=self.dtype, param_dtype=self.param_dtype)
+
+    def _shared(self) -> dict[str, Placement]:
+        """The placements of which each stage has one layer, by their layer's name in a block."""
+        slots = {"se": self.attention, "context": self.context}
+        return {name: slot for name, slot in slots.items() if slot is not None and slot.share}

@@ -13,7 +13,15 @@ from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from flaxattn import ATTENTION, BatchNorm, Conv, InputError, create_model, weights
-from flaxattn.attention import CBAM, EfficientChannel, SqueezeExcite
+from flaxattn.attention import (
+    CBAM,
+    DenseImplicit,
+    EfficientChannel,
+    LambdaLayer,
+    SelectiveKernel,
+    SplitAttention,
+    SqueezeExcite,
+)
 from flaxattn.models import ResNet
 from flaxattn.models.placement import Placement, place
 
@@ -41,7 +49,7 @@ class ProbeConv(nn.Module):
 
     features: int
     strides: int = 1
-    norm: object = None
+    activates: bool = False
 
     role: ClassVar[str] = "convolution"
 
@@ -76,7 +84,6 @@ LAST = {(1, 1), (2, 0), (3, 2)}
         ({"blocks": 0}, {(1, 0), (2, 0), (3, 0)}),
         ({"stages": [1, 3], "blocks": [1]}, {(1, 1), (3, 1)}),
         ({"stages": (3,), "blocks": (0, 2)}, {(3, 0), (3, 2)}),
-        ({"stages": ()}, set()),
     ],
 )
 @pytest.mark.parametrize("as_config", [dict, ConfigDict])
@@ -193,13 +200,37 @@ def test_conv_replaces_the_middle_convolution(block, index, before):
     assert middle.shape[-1] == 8
 
 
-def test_conv_with_a_norm_of_its_own_takes_the_blocks_place():
-    fields = {"stage_sizes": (1, 1), "block": "bottleneck", "width": 4}
-    for norm, has_norm in ((None, True), (BatchNorm, False)):
-        conv = Placement(functools.partial(ProbeConv, norm=norm), stages=(2,))
-        params = jax.eval_shape(ResNet(**fields, conv=conv).init, jax.random.key(0), X)["params"]
-        assert ("bn2" in params["layer2_0"]) == has_norm
-        assert "bn2" in params["layer1_0"]
+@pytest.mark.parametrize(
+    ("conv", "has_norm"),
+    [
+        (ProbeConv, True),
+        (functools.partial(ProbeConv, activates=True), False),
+        (functools.partial(SelectiveKernel, groups=1), False),
+        (SelectiveKernel.article_s2, True),
+        (SplitAttention, False),
+        (functools.partial(SplitAttention, norm=None), True),
+        (LambdaLayer, True),  # whose norms are of queries and values
+    ],
+)
+def test_a_conv_that_activates_takes_the_place_of_the_blocks_norm(conv, has_norm):
+    model = ResNet((1, 1), width=16, conv=Placement(conv, stages=(2,)))
+    params = jax.eval_shape(model.init, jax.random.key(0), X)["params"]
+    assert ("bn2" in params["layer2_0"]) == has_norm
+    assert "bn2" in params["layer1_0"]
+
+
+@pytest.mark.parametrize(
+    ("slot", "value"),
+    [
+        ("attention", {"name": "spatial", "variant": "article_s1"}),
+        ("attention", {"name": "channel", "variant": "article_s0", "position": "mid"}),
+        ("context", {"name": "channel", "variant": "article_s0"}),
+    ],
+)
+def test_a_layer_that_answers_its_gates_is_refused(slot, value):
+    model = ResNet((1,), "basic", width=32, **{slot: value})
+    with pytest.raises(InputError, match=r"answers \(.*\) for a map \(2, 16, 16, 32\): in a block"):
+        jax.eval_shape(model.init, jax.random.key(0), X)
 
 
 def test_dtypes_reach_the_layers_unless_the_placement_sets_them():
@@ -219,19 +250,26 @@ def roles(*names):
     return [name for name, make in sorted(ATTENTION.items()) if Placement(make).layer.role in names]
 
 
-@pytest.mark.parametrize("block", ["basic", "bottleneck"])
-@pytest.mark.parametrize("slot", ["attention", "attention-mid", "context"])
+# What a layer needs beside its defaults in these networks of 64 channels and maps of 7 x 2^n.
+FIELDS = {"halo": {"block_size": 7}, "shuffle": {"groups": 16}}
+
+
+@pytest.mark.parametrize(
+    ("slot", "position", "block"),
+    [("attention", "mid", "bottleneck"), ("context", "", "basic")],
+)
 @pytest.mark.parametrize("name", roles("recalibrate", "context"))
-def test_every_layer_works_in_the_branch_and_after_the_add(name, slot, block):
-    slot, _, position = slot.partition("-")
+def test_every_layer_works_in_the_branch_and_after_the_add(name, slot, position, block):
     placement = {"name": name, **({"position": position} if position else {})}
+    placement |= FIELDS.get(name, {})
     check_trains(create_model("resnet10", block=block, **{slot: placement}))
 
 
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
 @pytest.mark.parametrize("name", roles("convolution"))
 def test_every_convolution_works_in_place_of_the_middle_one(name, block):
-    check_trains(create_model("resnet10", block=block, conv={"name": name}))
+    conv = {"name": name, **FIELDS.get(name, {})}
+    check_trains(create_model("resnet10", block=block, conv=conv))
 
 
 def check_trains(model):
@@ -255,17 +293,156 @@ def check_trains(model):
     assert jax.tree.structure(gradients) == jax.tree.structure(variables["params"])
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {
+            "stage_sizes": (3,),
+            "block": "basic",
+            "attention": {"name": "se", "reduction": 4, "blocks": (0, 2)},
+        },
+        {
+            "stage_sizes": (2,),
+            "block": "bottleneck",
+            "attention": {"name": "se", "reduction": 4, "position": "mid"},
+            "context": {"name": "se", "reduction": 4, "blocks": "all"},
+        },
+    ],
+    ids=["some-blocks", "mid-and-context"],
+)
+def test_a_shared_layer_is_one_layer_in_several_blocks(fields):
+    """Its weights stand once; answers and the sum of gradients are those of a layer's copies."""
+    slots = {"se": "attention", "context": "context"}
+    apart = ResNet(width=8, num_classes=3, **fields)
+    placed = {slot: {**fields[slot], "share": True} for slot in slots.values() if slot in fields}
+    shared = ResNet(width=8, num_classes=3, **{**fields, **placed})
+    x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    variables = random_variables(shared, x)
+
+    owners = {
+        (f"layer{stage}_{block}", f"layer{stage}_{name}", name)
+        for name, slot in slots.items()
+        if slot in fields
+        for stage, block in blocks_with(apart, name)
+    }
+    params = variables["params"]
+    once = {layer for _, layer, _ in owners}
+    assert 2 * len(once) == len(owners)
+    assert once == {key for key in params if key.endswith(tuple(slots))}
+
+    copies = {key: dict(child) for key, child in params.items() if key not in once}
+    for block, layer, name in owners:
+        copies[block][name] = params[layer]
+
+    def answer_and_gradients(model, params):
+        def loss(params):
+            answer = model.apply(variables | {"params": params}, x)
+            return jnp.sin(answer).sum(), answer
+
+        step = jax.jit(jax.grad(loss, has_aux=True)).lower(params)
+        return step.compile()(params)
+
+    gradients, answered = answer_and_gradients(shared, params)
+    gradients_apart, answered_apart = answer_and_gradients(apart, copies)
+    assert_near(answered, answered_apart)
+    parts = {layer: [] for layer in once}
+    for block, layer, name in owners:
+        parts[layer].append(gradients_apart[block].pop(name))
+    for layer, (one, other) in parts.items():
+        assert abs(one["fc2"]["kernel"] - other["fc2"]["kernel"]).max() > 0
+        gradients_apart[layer] = jax.tree.map(jnp.add, one, other)
+    jax.tree.map(assert_near, gradients, gradients_apart)
+
+
+def random_variables(model, x):
+    """Variables of a realistic size without a compilation; variances are positive."""
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        if leaf.ndim < 2:
+            return jnp.asarray(rng.uniform(0.5, 1.5, size=leaf.shape), leaf.dtype)
+        fan_in = leaf.size / leaf.shape[-1]
+        return jnp.asarray(rng.normal(size=leaf.shape) / fan_in**0.5, leaf.dtype)
+
+    return jax.tree.map(draw, jax.eval_shape(model.init, jax.random.key(0), x))
+
+
+def assert_near(ours, theirs):
+    scale = max(float(jnp.abs(theirs).max()), 1e-6)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * scale)
+
+
+def test_a_shared_layer_counts_once_a_stage():
+    def count(**placement):
+        model = create_model("resnet50", attention=placement)
+        params = jax.eval_shape(model.init, jax.random.key(0), X)["params"]
+        return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+    plain = 25_557_032
+    widths = (256, 512, 1024, 2048)
+    one = [2 * c * (c // 16) + c + c // 16 for c in widths]
+    assert count(name="se", share=True) == plain + sum(one)
+    assert count(name="se") == plain + sum(n * se for n, se in zip((3, 4, 6, 3), one, strict=True))
+    assert count(name="se", share=True, stages=3, blocks="last") == plain + one[2]
+
+
+def test_a_shared_layers_state_is_carried_from_block_to_block():
+    """DIANet: the gates of a stage are one sequence of steps, past a block without the layer."""
+    placement = {"name": "dia", "share": True, "blocks": (0, 2)}
+    model = ResNet((3,), "basic", width=8, stem="small", attention=placement)
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    variables = random_variables(model, x)
+    capture = {"capture_intermediates": True, "mutable": ["intermediates"]}
+    run = jax.jit(functools.partial(model.apply, **capture)).lower(variables, x)
+    _, state = run.compile()(variables, x)
+    intermediates = state["intermediates"]
+
+    layer, own = DenseImplicit(), {"params": variables["params"]["layer1_se"]}
+    seen = [answer(intermediates, f"layer1_{block}", "bn2") for block in (0, 2)]
+    gates = intermediates["layer1_se"]["attention"]
+    carry = layer.initial_carry(seen[0])
+    for branch, gate in zip(seen, gates, strict=True):
+        _, carry = layer.apply(own, branch, carry, method="step")
+        np.testing.assert_allclose(gate, carry[0], rtol=1e-4)
+    alone = layer.apply(own, seen[-1].mean((1, 2)), method="gate")
+    assert abs(gates[-1] - alone).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["cbam", "dia", "self_attention"])
+def test_shared_layers_train(name):
+    check_trains(ResNet((2, 2), "bottleneck", width=16, attention={"name": name, "share": True}))
+
+
+def test_a_shared_layers_weights_go_out_and_come_back():
+    placement = {"name": "se", "variant": "article_s0", "share": True, "blocks": "all"}
+    model = ResNet((2, 2), "basic", width=16, attention=placement, context=placement)
+    assert ("layer2_se.fc.0", "layer2_se.fc1", "linear") in model.namings["articles"]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), X)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("float32"), shapes)
+    for naming, key, shape in (
+        ("articles", "layer2_se.fc.0.weight", (2, 32)),
+        (None, "layer1_context.fc2.weight", (16, 1, 1, 1)),
+    ):
+        tensors = weights.to_torch(variables, naming, module=model)
+        assert tensors[key].shape == shape
+        loaded = weights.load(model, tensors, X.shape)
+        jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+
 def test_namings_are_held_to_the_slots_submodules():
     model = create_model("resnet10", attention="cbam", conv="sk", context={"name": "se"})
     assert ("se.ca", "se.channel") in model.namings["article_s0"]
     assert model.namings["articles"] == (
-        ("conv1.fc.0", "conv1.fc1", "linear"),
-        ("conv1.fc.2", "conv1.fc2", "linear"),
+        ("conv1.conv3x3", "conv1.paths_0.conv"),
+        ("conv1.conv5x5", "conv1.paths_1.conv"),
+        ("conv1.fc.0", "conv1.attn.fc_reduce", "linear"),
+        ("conv1.fc.2", "conv1.attn.fc_select", "linear"),
         ("context.fc.0", "context.fc1", "linear"),
         ("context.fc.2", "context.fc2", "linear"),
     )
     bottleneck = create_model("resnet50", conv="sk")
-    assert bottleneck.namings["articles"][0] == ("conv2.fc.0", "conv2.fc1", "linear")
+    assert bottleneck.namings["articles"][0] == ("conv2.conv3x3", "conv2.paths_0.conv")
 
 
 def test_a_models_weights_go_out_and_come_back_under_a_layers_naming():
@@ -286,7 +463,9 @@ def test_a_models_weights_go_out_and_come_back_under_a_layers_naming():
     [
         ("attention", "sk", r"^sk replaces a convolution: pass conv=dict\(name='sk'\)\.$"),
         ("context", "sk", "sk replaces a convolution"),
-        ("conv", "se", r"se keeps its input's shape.*pass attention=dict\(name='se'\)"),
+        ("attention", {"name": "sk", "features": 64}, r"^sk replaces a convolution: pass conv="),
+        ("conv", "se", r"^se keeps its input's shape.*pass attention=dict\(name='se'\)"),
+        ("conv", "efficientnet_se", r"^efficientnet_se keeps its input's shape"),
         ("attention", "simplified_psa", "simplified_psa is a head"),
         ("attention", SqueezeExcite(), r"weights all blocks would share: pass the class"),
         ("attention", nn.Dense, "Dense does not say its role"),
@@ -303,6 +482,13 @@ def test_a_models_weights_go_out_and_come_back_under_a_layers_naming():
             {"name": "se", "stages": ("abc",)},
             "attention in stage 'abc'.* stages 1 to 3",
         ),
+        (
+            "attention",
+            {"name": "se", "stages": ()},
+            r"stages=\(\) places nothing: use 'all' or",
+        ),
+        ("attention", {"name": "se", "blocks": ()}, r"blocks=\(\) places nothing"),
+        ("context", Placement(Probe, blocks=[]), r"context blocks=\(\) places nothing"),
         ("attention", {"name": "se", "stages": 1.5}, "attention in stage 1.5"),
         ("attention", {"name": "se", "stages": None}, "attention in stage None"),
         (
@@ -325,6 +511,19 @@ def test_a_models_weights_go_out_and_come_back_under_a_layers_naming():
         ("conv", {"name": "sk", "strides": 2}, "strides in the conv slot is for the block to give"),
         ("context", {"name": "se", "position": "out"}, "context has one position only"),
         ("attention", Placement(EfficientChannel, position="in"), "position 'in'"),
+        ("conv", {"name": "sk", "share": True}, "share=True in the conv slot.*leave it out"),
+        ("conv", Placement(ProbeConv, share=True), "share=True in the conv slot"),
+        ("attention", {"name": "se", "share": "stage"}, "share='stage': use True or False"),
+        (
+            "attention",
+            {"name": "dia", "share": True, "position": "mid"},
+            "position 'mid': DenseImplicit carries a state.*at position 'out' only",
+        ),
+        (
+            "context",
+            {"name": "dia", "share": True},
+            "share=True in the context slot.* the attention slot at position 'out' only",
+        ),
     ],
     # Only texts: others would show their addresses, and each worker of pytest-xdist has its own.
     ids=lambda value: value if isinstance(value, str) else "",

@@ -32,7 +32,7 @@ def check(record_property, name, model, reference, *, size, dtype, naming=None):
     parity.randomise(reference, np.random.default_rng(0))
     reference = reference.to(getattr(torch, dtype))
     x = images(size)
-    x_torch = torch.tensor(parity.to_nchw(x), dtype=getattr(torch, dtype))
+    x_torch = torch.tensor(parity.to_channels_first(x), dtype=getattr(torch, dtype))
     with jax.enable_x64(dtype == "float64"):
         model = model.clone(dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
 
@@ -131,7 +131,7 @@ def test_ten_steps_follow_torchs_losses():
     optimiser = torch.optim.SGD(reference.parameters(), lr=0.01, momentum=0.9)
     expected = []
     for x, y in zip(batches, labels, strict=True):
-        logits = reference(torch.tensor(parity.to_nchw(x)))
+        logits = reference(torch.tensor(parity.to_channels_first(x)))
         loss = torch.nn.functional.cross_entropy(logits, torch.tensor(y))
         optimiser.zero_grad()
         loss.backward()
@@ -246,6 +246,33 @@ def test_block_may_be_a_class():
     for name, block in {"basic": BasicBlock, "bottleneck": Bottleneck}.items():
         by_name, by_class = (ResNet((1, 1), b, width=4) for b in (name, block))
         assert parameter_count(by_name) == parameter_count(by_class)
+
+
+@pytest.mark.parametrize(
+    ("images", "param_dtype", "promotion", "expected"),
+    [
+        ("float64", "float32", "standard", "float64"),
+        ("float64", "float64", "strict", "float64"),
+        ("bfloat16", "bfloat16", "strict", "float32"),
+    ],
+)
+def test_logits_are_as_wide_as_the_images_and_float32_at_least(
+    images, param_dtype, promotion, expected
+):
+    model = ResNet((1,), "basic", width=4, num_classes=3, param_dtype=jnp.dtype(param_dtype))
+    x = jax.ShapeDtypeStruct((2, 16, 16, 3), images)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion(promotion):
+        logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), x)
+    assert logits.dtype == expected
+    assert variables["params"]["fc"]["kernel"].dtype == param_dtype
+
+
+@pytest.mark.parametrize("stage_sizes", [(), (2, 0), (-1,)], ids=str)
+def test_stages_without_blocks_are_refused(stage_sizes):
+    with pytest.raises(
+        InputError, match=r"stage_sizes=\(.*\) makes no network: use a number of bl"
+    ):
+        ResNet(stage_sizes)
 
 
 @pytest.mark.parametrize(
