@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from configs import digits
 from flaxattn import create_model
-from flaxattn.inspect.catalogue import markdown
+from flaxattn.inspect.catalogue import by_role, markdown
 from flaxattn.train.checkpoint import Checkpoints
 from flaxattn.train.state import initialiser
 from flaxattn.train.workdir import flat_fields
@@ -42,9 +42,16 @@ def load_config(name):
     return module.get_config(argument)
 
 
-def test_the_table_of_mechanisms_is_fresh():
-    (table,) = re.findall(r"<!-- mechanisms: .* -->\n(.*?)<!-- /mechanisms -->", README, re.S)
-    assert table.strip() == markdown(), "paste what `python -m flaxattn.inspect.catalogue` prints"
+def test_the_list_of_mechanisms_is_fresh():
+    (names,) = re.findall(r"<!-- mechanisms: .* -->\n(.*?)<!-- /mechanisms -->", README, re.S)
+    assert names.strip() == by_role(), "paste what the command in the comment prints"
+
+
+def test_the_page_of_mechanisms_is_fresh():
+    page = (ROOT / "docs" / "mechanisms.md").read_text()
+    assert page.rstrip() == markdown().rstrip(), (
+        "python -m flaxattn list --markdown > docs/mechanisms.md"
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -88,6 +95,13 @@ def files(tmp_path, monkeypatch):
     checkpoints.save(1, init(jax.random.key(0)))
     checkpoints.close()
     return network.state_dict()
+
+
+def test_the_checks_for_any_layer_run():
+    names = {}
+    (checks,) = blocks(ROOT / "docs" / "common-mistakes.md", "python")
+    exec(compile(checks, "common-mistakes.md", "exec"), names)
+    assert names["parameters"] == 2 * 64 * 4 + 98
 
 
 def test_the_snippets_of_the_readme_run_in_their_order(files):

@@ -1,21 +1,63 @@
-"""All attention mechanisms as a table, read off the classes themselves.
+"""All attention mechanisms, read off the classes themselves: as a list, a page, or one in full."""
 
-python -m flaxattn.inspect.catalogue
-"""
-
+import dataclasses
 import inspect
 import math
 import re
 import sys
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+from flax import linen as nn
 
 from flaxattn.attention import ATTENTION, create_attention
+from flaxattn.errors import InputError, unknown
+from flaxattn.inspect.cost import cost
+from flaxattn.weights import abstract_variables
 
-# The first work that a docstring cites: "Title", VENUE YEAR, and its arXiv number if it has one.
+FEATURES = 256
+SIZE = 56
+
+# The first work that a docstring cites, a variant's before its class's: "Title", VENUE YEAR, and
+# its arXiv number if it has one.
 _CITATION = re.compile(r'"([^"]+)", ([^".]*? \d{4})(?:, arXiv:(\d{4}\.\d{4,5}))?')
+# A docstring that says so has no such work: those it cites are others'.
+_NO_PAPER = re.compile(r"\bno paper\b")
+
+_ROLES = {
+    "recalibrate": "rescale their input",
+    "context": "bring in other positions",
+    "convolution": "replace a convolution",
+    "head": "change the number of channels",
+}
+
+_PAGE = """# Mechanisms
+
+Written by `python -m flaxattn list --markdown`, from the classes themselves. Parameters and
+millions of multiply-adds (MMACs) are those of the defaults for {features} channels in and out on a
+map of {size}x{size}, batch 1. Counted are XLA's convolutions and matrix products: a resize or an
+adaptive pool, which are such products, counts, and a depthwise convolution that is written as
+shifted products does not.
+`python -m flaxattn describe NAME` shows one mechanism in full, and
+`flaxattn.create_attention(NAME, variant=VARIANT)` makes it.
+
+{table}
+
+## Variants
+
+A variant is a set of field values for which the class equals a source's own code. With equal
+weights any two of a mechanism differ, unless one is said to be the default. The weights load with
+`flaxattn.weights.load`.
+
+{variants}"""
+
+
+class Variant(NamedTuple):
+    """A named set of fields: what it is, in a line."""
+
+    name: str
+    summary: str
 
 
 class Row(NamedTuple):
@@ -26,82 +68,215 @@ class Row(NamedTuple):
         layer: the class's name, with the variant's where the key stands for one.
         summary: what it is, in a line.
         role: "recalibrate", "context", "convolution" or "head".
-        variants: of the class.
+        variants: of the class, if the key stands for the class.
         paper: the title of the first work its docstring cites, "" if it cites none.
         venue: where and when that appeared.
         arxiv: that work's number, "" if none is given.
-        parameters: of the layer for the features asked for, with its defaults.
+        parameters: of the layer with its defaults, for FEATURES channels.
+        macs: multiply-adds on a map of SIZE x SIZE.
     """
 
     name: str
     layer: str
     summary: str
     role: str
-    variants: tuple[str, ...]
+    variants: tuple[Variant, ...]
     paper: str
     venue: str
     arxiv: str
     parameters: int
+    macs: int
+
+    @property
+    def source(self) -> str:
+        """Where the mechanism appeared, with its arXiv number."""
+        return f"{self.venue}, arXiv:{self.arxiv}" if self.arxiv else self.venue
 
 
-def rows(*, features: int = 256) -> list[Row]:
-    """A row for each mechanism, by name; `parameters` for `features` channels in and out."""
-    return [_row(name, features) for name in sorted(ATTENTION)]
+def rows() -> list[Row]:
+    """A row for each mechanism, by name."""
+    return [_row(name) for name in sorted(ATTENTION)]
 
 
-def markdown(*, features: int = 256) -> str:
-    """The rows as a Markdown table."""
-    lines = [
-        f"| name | class | what it is | role | variants | source | parameters at C={features} |",
-        "|---|---|---|---|---|---|---:|",
+def text() -> str:
+    """The rows as aligned columns for a terminal, widest column last."""
+    lines = [("name", "role", "parameters", "MMACs", "variants", "what it is")]
+    for row in rows():
+        variants = ",".join(variant.name for variant in row.variants)
+        summary = f"{row.summary} ({row.source})" if row.source else row.summary
+        lines.append(
+            (row.name, row.role, f"{row.parameters:,}", mmacs(row.macs), variants, summary)
+        )
+    count = f"{len(lines) - 1} mechanisms, at {FEATURES} channels on {SIZE}x{SIZE}."
+    return "\n".join([*_aligned(lines, right=(2, 3)), "", count])
+
+
+def markdown() -> str:
+    """The page docs/mechanisms.md."""
+    table = [
+        "| name | class | what it is | role | source | parameters | MMACs |",
+        "|---|---|---|---|---|---:|---:|",
     ]
-    for row in rows(features=features):
-        variants = ", ".join(f"`{variant}`" for variant in row.variants)
-        cells = [
+    variants = ["| name | variant | what it is |", "|---|---|---|"]
+    for row in rows():
+        cells = (
             f"`{row.name}`",
             f"`{row.layer}`",
             row.summary,
             row.role,
-            variants,
-            _paper(row),
+            _link(row),
             f"{row.parameters:,}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _row(name: str, features: int) -> Row:
-    made: Any = ATTENTION[name]
-    is_variant = inspect.ismethod(made)
-    layer: Any = made.__self__ if is_variant else made
-    documented: Any = made if is_variant else sys.modules[layer.__module__]
-    cited = _CITATION.search(" ".join(layer.__doc__.split()))
-    paper, venue, arxiv = cited.groups(default="") if cited else ("", "", "")
-    return Row(
-        name=name,
-        layer=made.__qualname__,
-        summary=documented.__doc__.partition("\n")[0].removesuffix("."),
-        role=layer.role,
-        variants=layer.variants,
-        paper=paper,
-        venue=venue,
-        arxiv=arxiv,
-        parameters=_parameters(name, layer.role, features),
+            mmacs(row.macs),
+        )
+        table.append("| " + " | ".join(cells) + " |")
+        variants += [f"| `{row.name}` | `{v.name}` | {v.summary} |" for v in row.variants]
+    return _PAGE.format(
+        features=FEATURES, size=SIZE, table="\n".join(table), variants="\n".join(variants)
     )
 
 
-def _parameters(name: str, role: str, features: int) -> int:
-    given: dict[str, Any] = {"features": features} if role in ("convolution", "head") else {}
-    layer = create_attention(name, **given)
-    x = jax.ShapeDtypeStruct((1, 16, 16, features), jnp.float32)
-    variables = jax.eval_shape(layer.init, jax.eval_shape(lambda: jax.random.key(0)), x)
-    return sum(math.prod(array.shape) for array in jax.tree.leaves(variables["params"]))
+def by_role() -> str:
+    """The names, sorted by what the layers do, as Markdown: README's list."""
+    lines = []
+    for role, meaning in _ROLES.items():
+        names = [f"`{name}`" for name in sorted(ATTENTION) if _made(name)[1].role == role]
+        lines.append(f"* **{role}** ({meaning}): {', '.join(names)}")
+    return "\n".join(lines)
 
 
-def _paper(row: Row) -> str:
-    text = f"{row.paper}, {row.venue}" if row.paper else ""
-    return f"[{text}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else text
+def describe(name: str, *, features: int = FEATURES, size: int = SIZE) -> str:
+    """All about one mechanism: its docstring, fields, variants, parameters and cost.
+
+    A variant that needs other fields for such a map has "-" for its cost.
+
+    Raises InputError for an unknown name, for features and sizes below one, and where the defaults
+    refuse such a map.
+    """
+    if name not in ATTENTION:
+        raise unknown("attention", name, ATTENTION)
+    for argument, value in (("features", features), ("size", size)):
+        if value < 1:
+            raise InputError(f"{argument}={value} is below one: use 1 or more.")
+    row = _row(name)
+    made, kind = _made(name)
+    layer = create_attention(name, **_required(name, features))
+    shape = (1, size, size, features)
+    blocks = [
+        f"{name}: flaxattn.attention.{row.layer}, role {row.role}",
+        inspect.cleandoc(kind.__doc__),
+    ]
+    if made is not kind:
+        blocks.append(f"{row.layer}: {inspect.cleandoc(made.__doc__)}")
+    lines = [
+        ("variant", "parameters", "MMACs", "what it is"),
+        ("default", *_costs(layer, shape), ""),
+    ]
+    for variant in row.variants:
+        other = create_attention(name, variant=variant.name, **_required(name, features))
+        try:
+            costs = _costs(other, shape)
+        except InputError:
+            costs = "-", "-"
+        lines.append((variant.name, *costs, variant.summary))
+    blocks.append(
+        f"At {features} channels on {size}x{size}:\n\n" + "\n".join(_aligned(lines, right=(1, 2)))
+    )
+    fields = [
+        (field.name, _shown(getattr(layer, field.name)))
+        for field in dataclasses.fields(kind)
+        if field.name not in ("parent", "name")
+    ]
+    blocks.append("Fields:\n\n" + "\n".join(_aligned(fields)))
+    blocks.append("Parameters:\n\n" + "\n".join(_aligned(_parameters(layer, shape))))
+    if kind.namings:
+        blocks.append(f"Weights load from: {', '.join(kind.namings)}.")
+    return "\n\n".join(blocks)
 
 
-if __name__ == "__main__":
-    print(markdown())
+def _row(name: str) -> Row:
+    made, layer = _made(name)
+    documented: Any = made if made is not layer else sys.modules[layer.__module__]
+    paper, venue, arxiv = _cited(made.__doc__) or _cited(layer.__doc__) or ("", "", "")
+    names = layer.variants if made is layer else ()
+    spent = cost(create_attention(name, **_required(name, FEATURES)), (1, SIZE, SIZE, FEATURES))
+    return Row(
+        name=name,
+        layer=made.__qualname__,
+        summary=_first_line(documented),
+        role=layer.role,
+        variants=tuple(Variant(v, _first_line(getattr(layer, v))) for v in names),
+        paper=paper,
+        venue=venue,
+        arxiv=arxiv,
+        parameters=spent.parameters,
+        macs=spent.macs,
+    )
+
+
+def _cited(docstring: str) -> tuple[str, ...] | None:
+    """Title, venue and number of the work it cites, empty if it says that there is none; or None
+    if it says nothing of the kind."""
+    plain = " ".join(docstring.split())
+    if _NO_PAPER.search(plain):
+        return "", "", ""
+    cited = _CITATION.search(plain)
+    return cited.groups(default="") if cited else None
+
+
+def _made(name: str) -> tuple[Any, Any]:
+    """What ATTENTION has under `name`, and the class behind it."""
+    made: Any = ATTENTION[name]
+    return made, made.__self__ if inspect.ismethod(made) else made
+
+
+def _required(name: str, features: int) -> dict[str, Any]:
+    """The fields without a default: the channels of the answer."""
+    _, layer = _made(name)
+    missing = [f.name for f in dataclasses.fields(layer) if f.default is dataclasses.MISSING]
+    return {"features": features} if "features" in missing else {}
+
+
+def _first_line(documented: Any) -> str:
+    return inspect.cleandoc(documented.__doc__).partition("\n\n")[0].replace("\n", " ").rstrip(".")
+
+
+def _costs(layer: nn.Module, shape: tuple[int, ...]) -> tuple[str, str]:
+    spent = cost(layer, shape)
+    return f"{spent.parameters:,}", mmacs(spent.macs)
+
+
+def _parameters(layer: nn.Module, shape: tuple[int, ...]) -> list[tuple[str, str]]:
+    variables = abstract_variables(layer, shape)
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), str(array.shape))
+        for path, array in jax.tree.leaves_with_path(variables)
+    ]
+
+
+def _shown(value: Any) -> str:
+    """A field's default; of a function, its name."""
+    return getattr(value, "__name__", "a function") if callable(value) else repr(value)
+
+
+def mmacs(macs: int) -> str:
+    """Multiply-adds in millions, with three digits."""
+    millions = macs / 1e6
+    return f"{millions:,.{max(0, 2 - math.floor(math.log10(millions)))}f}" if macs else "0"
+
+
+def _aligned(lines: Iterable[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> list[str]:
+    """Lines of cells as text in columns, those in `right` flush right."""
+    lines = list(lines)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def _link(row: Row) -> str:
+    cited = f"{row.paper}, {row.venue}" if row.paper else ""
+    return f"[{cited}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else cited

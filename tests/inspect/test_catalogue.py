@@ -1,5 +1,6 @@
-"""The table of mechanisms says of each what its class says."""
+"""The catalogue says of each mechanism what its class says."""
 
+import inspect
 import math
 
 import jax
@@ -7,6 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from flaxattn import ATTENTION, create_attention
+from flaxattn.__main__ import main
+from flaxattn.inspect import catalogue
 from flaxattn.inspect.catalogue import markdown, rows
 
 ROWS = rows()
@@ -25,7 +28,7 @@ def test_a_row_is_complete(row):
     assert row.summary
     assert not row.summary.endswith(".")
     assert row.role in ("recalibrate", "context", "convolution", "head")
-    assert row.variants
+    assert bool(row.variants) != inspect.ismethod(ATTENTION[row.name])
     assert row.parameters >= 0
     assert bool(row.paper) == bool(row.venue)
 
@@ -42,6 +45,11 @@ def test_a_row_is_complete(row):
             "",
         ),
         ("sca_residual", "", "", ""),
+        ("sca", "", "", ""),  # its docstring cites what it is not
+        ("sca_lite", "", "", ""),  # as its class's does
+        ("ceca", "", "", ""),  # its class has a paper
+        ("grouped_se", "", "", ""),
+        ("spatial_separable", "", "", ""),
     ],
 )
 def test_the_paper_is_the_first_that_the_docstring_cites(name, paper, venue, arxiv):
@@ -55,16 +63,16 @@ def test_a_key_that_stands_for_a_variant_names_it():
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"),
+    ("name", "parameters", "macs"),
     [
-        ("se", 2 * 64 * 4 + 64 + 4),
-        ("eca", 3),
-        ("spatial", 7 * 7 * 2),
-        ("sk", 2 * (9 * 64 * 64 + 64) + 64 * 4 + 4 * 128),
+        ("se", 2 * 256 * 16 + 256 + 16, 2 * 256 * 16),
+        ("eca", 5, 5 * 256),
+        ("spatial", 98, 98 * 56 * 56),
+        ("cbam", 2 * 256 * 16 + 98, 4 * 256 * 16 + 98 * 56 * 56),
     ],
 )
-def test_parameters_are_those_of_the_equations(name, parameters):
-    assert next(r for r in rows(features=64) if r.name == name).parameters == parameters
+def test_costs_are_those_of_the_equations(name, parameters, macs):
+    assert (by_name(name).parameters, by_name(name).macs) == (parameters, macs)
 
 
 def test_parameters_are_those_of_the_initialised_layer():
@@ -73,8 +81,61 @@ def test_parameters_are_those_of_the_initialised_layer():
     assert by_name("cbam").parameters == count
 
 
-def test_the_table_has_as_many_cells_in_every_line():
-    lines = markdown().splitlines()
-    assert len(lines) == len(ATTENTION) + 2
-    assert {line.count("|") for line in lines} == {8}
-    assert "| 5 |" in next(line for line in lines if line.startswith("| `eca`"))
+def test_the_page_has_a_line_for_each_mechanism_and_variant():
+    lines = [line for line in markdown().splitlines() if line.startswith("| `")]
+    assert len(lines) == len(ATTENTION) + sum(len(row.variants) for row in ROWS)
+    (eca,) = [line for line in lines if line.startswith("| `eca` | `EfficientChannel`")]
+    assert "| 5 | 0.00128 |" in eca
+
+
+@pytest.mark.parametrize(
+    ("macs", "shown"),
+    [(0, "0"), (1280, "0.00128"), (323712, "0.324"), (8_192_000, "8.19"), (3_699_388_416, "3,699")],
+)
+def test_multiply_adds_are_shown_with_three_digits(macs, shown):
+    assert catalogue.mmacs(macs) == shown
+
+
+def test_list_shows_every_mechanism(capsys):
+    assert main(["list"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown[1 : len(ATTENTION) + 1]] == sorted(ATTENTION)
+    (cbam,) = [line for line in shown if line.startswith("cbam ")]
+    for part in ("recalibrate", "8,290", "0.324", "article_s2", "ECCV 2018, arXiv:1807.06521"):
+        assert part in cbam
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_describe_shows_everything_about_one(name, capsys):
+    assert main(["describe", name]) == 0
+    shown = capsys.readouterr().out
+    row = by_name(name)
+    assert row.layer in shown
+    assert row.paper in " ".join(shown.split())
+    assert f"{row.parameters:,}" in shown
+    for variant in row.variants:
+        assert f"\n{variant.name} " in shown
+
+
+def test_describe_takes_other_sizes(capsys):
+    assert main(["describe", "se", "--features", "64", "--size", "7"]) == 0
+    assert "(1, 1, 64, 4)" in capsys.readouterr().out
+
+
+def test_a_variant_that_refuses_the_map_has_no_cost(capsys):
+    assert main(["describe", "generalized", "--features", "8"]) == 0
+    assert "\nmmcv              -      -  " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["describe", "cbma"], "unknown attention 'cbma': did you mean cbam"),
+        (["describe", "se", "--features", "8"], "reduction=16 leaves no channel of 8"),
+        (["describe", "se", "--features", "0"], "features=0 is below one"),
+        (["describe", "se", "--size", "-1"], "size=-1 is below one"),
+    ],
+)
+def test_bad_arguments_get_a_sentence(arguments, sentence, capsys):
+    assert main(arguments) == 2
+    assert sentence in capsys.readouterr().err
