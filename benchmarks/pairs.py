@@ -24,7 +24,10 @@ LAYERS = {
     "cbam": (CBAM.article_s0, CBAMArticle0),
     "spatial": (SpatialAttention, lambda _: SpatialAttentionArticle1(intended=True)),
     "self_attention": (SelfAttention, TorchSelfAttention),
-    "sk": (lambda: SelectiveKernel(128), lambda channels: SkNet(channels, softmax=True)),
+    "sk": (
+        lambda: SelectiveKernel.article_s2(128, softmax=True),
+        lambda channels: SkNet(channels, softmax=True),
+    ),
     "sca": (DualAttention, TorchDualAttention),
 }
 

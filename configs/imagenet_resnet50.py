@@ -33,7 +33,7 @@ SLOTS: dict[str, dict[str, Any]] = {
     "cbam": {"attention": {"name": "cbam", "reduction": 16, "kernel_size": 7, **BRANCH}},
     "spatial": {"attention": {"name": "spatial", "kernel_size": 7, **BRANCH}},
     "self_attention": {"context": {"name": "self_attention", "stages": (3, 4), "blocks": "last"}},
-    "sk": {"conv": {"name": "sk", "reduction": 16, **EVERY_BLOCK}},
+    "sk": {"conv": {"name": "sk", "variant": "timm", **EVERY_BLOCK}},
     "sca": {"attention": {"name": "sca", **BRANCH}},
     "sca_lite": {"attention": {"name": "sca_lite", **BRANCH}},
 }
