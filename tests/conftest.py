@@ -1,5 +1,7 @@
 """Strict by default: eight CPU devices, warnings are errors, no implicit promotion, no network."""
 
+import gc
+import itertools
 import os
 import socket
 from collections import defaultdict
@@ -20,7 +22,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of torch: pytest-xdist has a process for 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import hypothesis  # noqa: E402
-import pytest  # noqa: E402  (JAX reads its environment when a test module imports it)
+import jax  # noqa: E402  (it reads its environment now)
+import pytest  # noqa: E402
 
 # Compilation makes the first example of a test slow, and CI's cores are shared.
 hypothesis.settings.register_profile("flaxattn", deadline=None)
@@ -57,6 +60,19 @@ def data_dir(tmp_path_factory):
 def pytest_collection_modifyitems(items):
     """Runs of whole processes first: they take longest, and must not be one worker's last."""
     items.sort(key=lambda item: item.path.name != "test_processes.py")
+
+
+@pytest.fixture(autouse=True)
+def forget_programs(counter=itertools.count(1)):
+    """Compiled programs of thousands of tests would take gigabytes and slow the rest down."""
+    yield
+    if next(counter) % 100 == 0:
+        jax.clear_caches()
+
+
+def pytest_collection_finish():
+    """What is imported now stays: the garbage collector need not look through it again."""
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -85,7 +85,11 @@ def iter_with_close():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "peak_rate", "tolerance"), [("float32", 0.02, 1e-5), ("float64", 0.1, 1e-13)]
+    ("dtype", "peak_rate", "tolerance"),
+    [
+        pytest.param("float32", 0.02, 1e-5, marks=pytest.mark.slow),
+        ("float64", 0.1, 1e-13),
+    ],
 )
 def test_devices_do_not_change_the_losses(config, tmp_path, dtype, peak_rate, tolerance):
     """At the config's learning rate in float64, to the last digits: it is the same function.
@@ -103,7 +107,10 @@ def test_devices_do_not_change_the_losses(config, tmp_path, dtype, peak_rate, to
     np.testing.assert_allclose(eight, one, rtol=tolerance)
 
 
-@pytest.mark.parametrize("eval_batch_size", [8, 64, 120, 368])
+@pytest.mark.parametrize(
+    "eval_batch_size",
+    [120, 368, *[pytest.param(size, marks=pytest.mark.slow) for size in (8, 64)]],
+)
 def test_each_example_counts_once(config, tmp_path, eval_batch_size):
     """Whatever the batch size; 359 is a prime number."""
     config.epochs = 0.2
@@ -220,13 +227,8 @@ def test_every_option_trains(config, tmp_path, fields):
     result = loop.run(config, tmp_path)
     assert np.isfinite(losses(tmp_path)).all()
     assert result["count"] == 359
-
-
-def test_parameters_stay_float32_under_bfloat16(config, tmp_path):
-    config.dtype = "bfloat16"
-    loop.run(config, tmp_path)
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(newest_state(tmp_path)["params"])}
-    assert dtypes == {np.dtype("float32")}
+    assert dtypes == {np.dtype("float32")}, "under bfloat16 too"
 
 
 @pytest.mark.parametrize(

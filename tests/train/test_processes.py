@@ -115,7 +115,11 @@ X64 = {"JAX_ENABLE_X64": "1"}
 
 
 @pytest.mark.parametrize(
-    ("dtype", "peak_rate", "tolerance"), [("float32", 0.02, 1e-5), ("float64", 0.1, 1e-12)]
+    ("dtype", "peak_rate", "tolerance"),
+    [
+        ("float32", 0.02, 1e-5),
+        pytest.param("float64", 0.1, 1e-12, marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_have_the_losses_of_one(tmp_path, flags, start, dtype, peak_rate, tolerance):
     """Of a debug run, evaluation included; in float32 at a rate that test_loop.py explains."""
@@ -233,14 +237,19 @@ def test_a_complete_run_shows_its_result(tmp_path, flags, start):
             ["--config.optim.learning_rat=1"],
             "error: unknown config field 'optim.learning_rat': did you mean optim.learning_rate",
         ),
-        ("digits.py:se", ["-config.epoch=1"], "error: unknown config field 'epoch': did you mean"),
-        ("digits.py:se,fast", [], "error: config option 'fast' is none: write se or se,debug."),
-        ("digit.py:se", [], "error: [Errno 2] No such file or directory"),
-        ("digits.py:se", ["--config.batch_size=many"], "error: flag --config.batch_size=many"),
         ("digits.py:se", ["--platform=tpu"], "error: a tpu was asked for and JAX finds none"),
         ("digits.py:se", ["--distributed"], "error: --distributed finds no other processes"),
-        ("digits.py:se", ["--workdir="], "error: --workdir is missing"),
-        ("digits.py:se", ["stray"], "error: 'stray' is no flag: write --name=value."),
+        *[
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("digits.py:se", ["-config.epoch=1"], "error: unknown config field 'epoch': did"),
+                ("digits.py:se,fast", [], "error: config option 'fast' is none: write se or se,"),
+                ("digit.py:se", [], "error: [Errno 2] No such file or directory"),
+                ("digits.py:se", ["--config.batch_size=many"], "error: flag --config.batch_size="),
+                ("digits.py:se", ["--workdir="], "error: --workdir is missing"),
+                ("digits.py:se", ["stray"], "error: 'stray' is no flag: write --name=value."),
+            )
+        ],
     ],
 )
 def test_bad_input_is_one_line_and_status_1(tmp_path, start, config, arguments, message):
