@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from flaxattn.cpu_conv import Geometry, formulation, native
 from flaxattn.errors import InputError
 
 Initializer = Callable[..., Array]
@@ -27,6 +28,9 @@ class Conv(nn.Module):
 
     Parameters are those of `flax.linen.Conv`: kernel (*kernel_size, C / groups, features) and
     bias (features,). Biases start at zero, where torch draws U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+
+    On a CPU 1x1, depthwise and grouped convolutions take other ways to the same numbers, see
+    `cpu_conv`; elsewhere all are XLA's own.
 
     `precision` is that of `lax.conv_general_dilated`. By default a TPU multiplies float32 numbers
     in bfloat16 and a recent GPU in TF32, with 8 and 11 significant bits instead of 24;
@@ -73,18 +77,27 @@ class Conv(nn.Module):
             else None
         )
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        axes = "DHW"[-spatial:]
-        y = lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=_per_axis(self.strides, spatial),
-            padding=[(p, p) for p in padding],
-            rhs_dilation=dilation,
-            dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
-            feature_group_count=self.groups,
-            precision=self.precision,
-        )
+        geometry = Geometry(_per_axis(self.strides, spatial), padding, dilation, self.groups)
+        y = convolve(x, kernel, geometry, precision=self.precision)
         return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def convolve(
+    x: Array, kernel: Array, geometry: Geometry, *, precision: lax.PrecisionLike = None
+) -> Array:
+    """The convolution itself, as the platform it is compiled for computes it fastest."""
+
+    def on_any(x: Array, kernel: Array) -> Array:
+        return native(x, kernel, geometry, precision)
+
+    faster = formulation(x, kernel, geometry)
+    if faster is None:
+        return on_any(x, kernel)
+
+    def on_cpu(x: Array, kernel: Array) -> Array:
+        return faster(x, kernel, geometry, precision)
+
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=on_any)
 
 
 def require_groups(groups: int, channels: int, features: int) -> None:

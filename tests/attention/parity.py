@@ -205,7 +205,7 @@ def errors(layer, reference, x, train, dtype, naming, compiled, *, exact=False, 
     expected_grad = theirs.get("params", {})
     largest = max([abs(g).max() for g in jax.tree.leaves(expected_grad)], default=0.0)
     # How small a gradient may be, as a part of the largest, and still be measured against itself.
-    parts = jax.tree.map(lambda g: np.asarray(0.01), expected_grad)
+    parts = jax.tree.map(lambda _: np.asarray(0.01), expected_grad)
     if cancelled:
         parts = {k: np.full_like(v, 1.0 if k in cancelled else 0.01) for k, v in before.items()}
         parts = weights.load(layer, parts, x.shape, naming)["params"]
