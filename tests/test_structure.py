@@ -14,7 +14,7 @@ from flaxattn.models import Placement, ResNet
 
 PACKAGE = Path(__file__).parent.parent / "flaxattn"
 
-BASE = {"conv", "errors", "norm", "precision", "resize"}
+BASE = {"conv", "cpu_conv", "errors", "norm", "precision", "resize"}
 CHAIN = [BASE, {"attention"}, {"models"}, {"tasks"}]
 BELOW_TRAIN = set().union(*CHAIN)
 ALL = BELOW_TRAIN | {"data", "train"}

@@ -44,7 +44,10 @@ def _equations(program: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
     for equation in program.eqns:
         yield equation, times
         repeats = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for inner in jax.tree.leaves(equation.params, is_leaf=_is_program):
+        parts = equation.params
+        if platforms := parts.get("branches_platforms"):  # a CPU's own way is one of them
+            parts = parts["branches"][platforms.index(None)]
+        for inner in jax.tree.leaves(parts, is_leaf=_is_program):
             if _is_program(inner):
                 yield from _equations(getattr(inner, "jaxpr", inner), times * repeats)
 

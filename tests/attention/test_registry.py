@@ -99,7 +99,8 @@ def test_gates_multiply_in_full_float32_on_every_platform(name, layers):
     layer = create_attention(name, **fields(name))
     x = jnp.ones((2, 4, 8, 32))
     variables = layer.init(jax.random.key(0), x)
-    text = jax.jit(layer.apply).lower(variables, x).as_text()
+    traced = jax.jit(layer.apply).trace(variables, x)
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("precision_config = [#stablehlo<precision HIGHEST>") == layers
 
 
