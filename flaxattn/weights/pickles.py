@@ -93,8 +93,6 @@ def read_pickle(path: Path, entry: str | None = None) -> dict[str, np.ndarray]:
         entry: which dictionary of a training checkpoint to take, such as "state_dict_ema"; None if
             the file is the state dict itself or has exactly one.
 
-    A prefix "module." on all keys, which torch's DataParallel leaves, is dropped.
-
     Raises InputError for a file that is not whole, one that names anything but tensors and
     dictionaries (nothing of it is run), and one without a single state dict.
     """
@@ -105,8 +103,6 @@ def read_pickle(path: Path, entry: str | None = None) -> dict[str, np.ndarray]:
     except _BROKEN as error:
         raise InputError(f"{path} is not a whole file of torch.save: {error}.") from error
     tensors = dict(_state_dict(path, content, entry))
-    if all(key.startswith("module.") for key in tensors):
-        tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
     try:
         return {key: tensor.numpy() for key, tensor in tensors.items()}
     except _BROKEN as error:

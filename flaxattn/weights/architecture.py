@@ -1,0 +1,67 @@
+"""Which model of MODELS a checkpoint is of, by the names and shapes of its tensors."""
+
+import functools
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+
+from flaxattn.models import MODELS, create_model
+from flaxattn.weights.convert import Fit, abstract_variables, fit
+
+_SECONDS = 10  # an error may take as long to name its cause; then the best so far is the answer
+_FLAWS = 2  # as many tensors may not fit in a file of this very model: a head has two
+_ALIKE = 0.5  # the least share of arrays that fit for a name to be worth mentioning
+
+
+def likeliest(module: nn.Module, found: Fit, tensors: Mapping[str, np.ndarray]) -> str | None:
+    """The model whose weights `tensors` look like, where `module` is another; or None.
+
+    Models are evaluated abstractly: first one of each class, then all of the class whose names
+    agree most, until one fits but for its head.
+    """
+    families = {_class_of(make) for make in MODELS.values()}
+    if type(module) not in families or len(found.problems) <= _FLAWS:
+        return None
+    best, name = max(_ALIKE, found.agreement), None
+    end = time.monotonic() + _SECONDS
+    for candidate in _by_likelihood(tensors):
+        attempt = _fit(candidate, tensors)
+        if attempt.agreement > best:
+            best, name = attempt.agreement, candidate
+        if len(attempt.problems) <= _FLAWS or time.monotonic() > end:
+            break
+    return name
+
+
+def _by_likelihood(tensors: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """All models, those of the likelier classes first."""
+    families: dict[Any, list[str]] = {}
+    for name, make in MODELS.items():
+        families.setdefault(_class_of(make), []).append(name)
+
+    def share_of_names(names: list[str]) -> float:
+        keys = set(_fit(names[0], tensors).keys.values())
+        return len(keys & tensors.keys()) / len(keys)
+
+    for names in sorted(families.values(), key=share_of_names, reverse=True):
+        yield from names
+
+
+def _fit(name: str, tensors: Mapping[str, np.ndarray]) -> Fit:
+    model = create_model(name)
+    return fit(model, _targets(name), tensors)
+
+
+@functools.cache
+def _targets(name: str) -> Mapping[tuple[str, ...], Any]:
+    return flatten_dict(abstract_variables(create_model(name), (1, 224, 224, 3)))
+
+
+def _class_of(make: Any) -> Any:
+    while isinstance(make, functools.partial):
+        make = make.func
+    return make
