@@ -17,18 +17,21 @@ _FLAWS = 2  # as many tensors may not fit in a file of this very model: a head h
 _ALIKE = 0.5  # the least share of arrays that fit for a name to be worth mentioning
 
 
-def likeliest(module: nn.Module, found: Fit, tensors: Mapping[str, np.ndarray]) -> str | None:
+def likeliest(
+    module: nn.Module, found: Fit, tensors: Mapping[str, np.ndarray], *, hint: str = ""
+) -> str | None:
     """The model whose weights `tensors` look like, where `module` is another; or None.
 
-    Models are evaluated abstractly: first one of each class, then all of the class whose names
-    agree most, until one fits but for its head.
+    Models are evaluated abstractly until one fits but for its head: first those whose name is in
+    `hint`, a file's path or a repository, then all of the class whose first model has most names
+    in common with the tensors, and so on.
     """
     families = {_class_of(make) for make in MODELS.values()}
     if type(module) not in families or len(found.problems) <= _FLAWS:
         return None
     best, name = max(_ALIKE, found.agreement), None
     end = time.monotonic() + _SECONDS
-    for candidate in _by_likelihood(tensors):
+    for candidate in _by_likelihood(tensors, hint):
         attempt = _fit(candidate, tensors)
         if attempt.agreement > best:
             best, name = attempt.agreement, candidate
@@ -37,8 +40,9 @@ def likeliest(module: nn.Module, found: Fit, tensors: Mapping[str, np.ndarray]) 
     return name
 
 
-def _by_likelihood(tensors: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """All models, those of the likelier classes first."""
+def _by_likelihood(tensors: Mapping[str, np.ndarray], hint: str) -> Iterator[str]:
+    """All models, the hinted ones and then those of the likelier classes first."""
+    yield from sorted((name for name in MODELS if name in hint), key=len, reverse=True)
     families: dict[Any, list[str]] = {}
     for name, make in MODELS.items():
         families.setdefault(_class_of(make), []).append(name)

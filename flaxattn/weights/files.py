@@ -85,7 +85,7 @@ def write(
     if foreign:
         raise InputError(f"{path} cannot hold {', '.join(foreign)}: use a .safetensors file.")
     archive = io.BytesIO()
-    np.savez(archive, allow_pickle=False, **arrays)
+    np.savez(archive, **arrays)
     _atomically(path, archive.getvalue())
     if config:
         _atomically(beside, json.dumps(dict(config), indent=2).encode())

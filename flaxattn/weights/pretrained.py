@@ -102,6 +102,7 @@ def load_pretrained(
     if grey and input_shape[-1] != 1:
         raise InputError(f"grey=True is for images with one channel: {input_shape} has more.")
     tensors = dict(source) if isinstance(source, Mapping) else read(source)
+    hint = "" if isinstance(source, Mapping) else str(source)
     targets, layers = _structure(module, input_shape)
     found = fit(module, targets, tensors, naming)
     if grey:
@@ -123,7 +124,7 @@ def load_pretrained(
     if problems:
         raise InputError(
             f"the weights do not fit {type(module).__name__}"
-            f"{_advice(module, found, layers, tensors)}:\n  " + "\n  ".join(sorted(problems))
+            f"{_advice(module, found, layers, tensors, hint)}:\n  " + "\n  ".join(sorted(problems))
         )
     arrays = {path: array for path, array in found.filled.items() if path not in new}
     arrays |= _initialised(module, input_shape, new, seed)
@@ -225,7 +226,11 @@ def _initialised(
 
 
 def _advice(
-    module: nn.Module, found: Fit, layers: _Layers, tensors: Mapping[str, np.ndarray]
+    module: nn.Module,
+    found: Fit,
+    layers: _Layers,
+    tensors: Mapping[str, np.ndarray],
+    hint: str,
 ) -> str:
     """What to do about it, as far as that can be told."""
     prefix = _prefix(layers.head, found.renames)
@@ -251,5 +256,5 @@ def _advice(
             "; only attention layers are missing, which are newly initialised by "
             "load_pretrained(..., allow_new=('attention',))"
         )
-    name = likeliest(module, found, tensors)
+    name = likeliest(module, found, tensors, hint=hint)
     return f"; these look like the weights of {name}" if name else ""
