@@ -50,17 +50,18 @@ def predict(
     size = min(_BATCH, len(paths))
 
     @jax.jit
-    def probabilities(images: jax.Array) -> jax.Array:
+    def probabilities(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
         logits: Any = model.apply(variables, images)
         return jax.nn.softmax(logits)
 
+    variables = jax.device_put(variables)
     answers = []
     for start in range(0, len(paths), size):
         batch = np.zeros((size, *preprocessing.input_size), np.float32)
         chosen = paths[start : start + size]
         for row, path in enumerate(chosen):
             batch[row] = preprocessing(open_image(path))
-        answers.append(np.asarray(probabilities(batch), np.float64)[: len(chosen)])
+        answers.append(np.asarray(probabilities(variables, batch), np.float64)[: len(chosen)])
     return [_best(row, classes, top) for row in np.concatenate(answers)]
 
 

@@ -1,7 +1,6 @@
 """Torch tensors to Flax arrays of a module, and back."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,6 @@ from flaxattn.errors import InputError
 from flaxattn.weights.naming import Table, TorchName, is_derived, table, tables, torch_name
 
 _COUNTER = "num_batches_tracked"  # torch's count of training steps: no part of the function
-_COLLECTION = re.compile("(params|batch_stats)/")
 
 # Names of namings that are no table: ours for torch's keys, and the paths of Flax arrays.
 OWN = "own"
@@ -30,18 +28,23 @@ class Fit(NamedTuple):
 
     Fields:
         naming, renames: the naming that explains most, and its table, None for names of ours.
+        keys: the tensor's key for each path of the module.
         filled: the arrays that are there and fit, by path.
-        keys: the tensor's key for each path.
-        wrong: a line for each path whose tensor is missing or misshapen.
+        missing, misshapen: a line for each path whose tensor is not there, or does not fit.
         unexpected: a line for each key that is no array of the module.
     """
 
     naming: str
     renames: Table | None
-    filled: dict[Path, np.ndarray]
     keys: dict[Path, str]
-    wrong: dict[Path, str]
+    filled: dict[Path, np.ndarray]
+    missing: dict[Path, str]
+    misshapen: dict[Path, str]
     unexpected: dict[str, str]
+
+    @property
+    def wrong(self) -> dict[Path, str]:
+        return self.missing | self.misshapen
 
     @property
     def problems(self) -> list[str]:
@@ -50,7 +53,7 @@ class Fit(NamedTuple):
     @property
     def agreement(self) -> float:
         """Arrays that fit, of all that are on either side: 1 for a file of this very module."""
-        return len(self.filled) / max(1, len(self.filled) + len(self.wrong) + len(self.unexpected))
+        return len(self.filled) / max(1, len(self.keys) + len(self.unexpected))
 
 
 def to_torch(
@@ -92,7 +95,8 @@ def fit(
     With naming=None, by whichever naming leaves least over. Tensors under names of ours with
     slashes, as `write` names them, are taken as they are, whatever the naming.
     """
-    if all(_COLLECTION.match(key) for key in tensors):
+    collections = tuple({f"{path[0]}/" for path in targets})
+    if tensors and all(key.startswith(collections) for key in tensors):
         return _fill(targets, tensors, FLAX, None)
     if naming is not None:
         name = naming if isinstance(naming, str) else "table"
@@ -111,24 +115,24 @@ def _fill(
     tensors = {key: tensor for key, tensor in tensors.items() if key.rpartition(".")[2] != _COUNTER}
     if renames is not None:
         tensors = {key: t for key, t in tensors.items() if not is_derived(key, renames)}
-    filled, keys, wrong = {}, {}, {}
+    keys, filled, missing, misshapen = {}, {}, {}, {}
     for path, target in targets.items():
         key, layout = key_of(path, renames)
         keys[path] = key
         if key not in tensors:
-            wrong[path] = f"missing: {key} for {'/'.join(path)} {target.shape}"
+            missing[path] = f"missing: {key} for {'/'.join(path)} {target.shape}"
             continue
         array = _ours(np.asarray(tensors[key]), path[-1], layout, target.shape)
         if not _fits(array.shape, target.shape):
             shape = np.shape(tensors[key])
-            wrong[path] = f"misshapen: {key} {shape} for {'/'.join(path)} {target.shape}"
+            misshapen[path] = f"misshapen: {key} {shape} for {'/'.join(path)} {target.shape}"
             continue
         filled[path] = array.reshape(target.shape).astype(target.dtype)
     unexpected = {
         key: f"unexpected: {key} {np.shape(tensors[key])}"
         for key in tensors.keys() - set(keys.values())
     }
-    return Fit(naming, renames, filled, keys, wrong, unexpected)
+    return Fit(naming, renames, keys, filled, missing, misshapen, unexpected)
 
 
 def key_of(path: Sequence[str], renames: Table | None) -> TorchName:

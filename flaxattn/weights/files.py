@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from flaxattn.errors import InputError
 from flaxattn.weights.pickles import read_pickle
-from flaxattn.weights.sources import Checkpoint, fetch
+from flaxattn.weights.sources import METADATA, Checkpoint, fetch
 
 _PARALLEL = "module."  # what torch's DataParallel puts before every key
 
@@ -75,7 +75,7 @@ def write(
     if path.suffix not in (".safetensors", ".npz"):
         raise InputError(f"cannot write weights to {path}: use a .safetensors or .npz file.")
     beside = path.with_suffix(".json")
-    for file in (path, beside) if path.suffix == ".npz" and config else (path,):
+    for file in (path, beside) if path.suffix == ".npz" else (path,):
         if file.exists() and not overwrite:
             raise InputError(f"{file} exists: name another file, or allow it to be overwritten.")
     if path.suffix == ".safetensors":
@@ -87,8 +87,8 @@ def write(
     archive = io.BytesIO()
     np.savez(archive, **arrays)
     _atomically(path, archive.getvalue())
-    if config:
-        _atomically(beside, json.dumps(dict(config), indent=2).encode())
+    if config or beside.exists():  # another file's config would be worse than none
+        _atomically(beside, json.dumps(dict(config or {}), indent=2).encode())
 
 
 def _safetensors(
@@ -99,7 +99,7 @@ def _safetensors(
     except ImportError as error:
         raise _needs_safetensors("writing", path) from error
     metadata = {"format": "pt" if all("/" not in key for key in arrays) else "flax"}
-    return save(dict(arrays), metadata | ({"config": json.dumps(dict(config))} if config else {}))
+    return save(dict(arrays), metadata | ({METADATA: json.dumps(dict(config))} if config else {}))
 
 
 def _atomically(path: Path, content: bytes) -> None:

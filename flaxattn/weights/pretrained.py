@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxattn.errors import InputError, unknown
 from flaxattn.weights.architecture import likeliest
-from flaxattn.weights.convert import Fit, abstract_variables, fit, key_of
+from flaxattn.weights.convert import FLAX, Fit, abstract_variables, fit, key_of
 from flaxattn.weights.files import read
 from flaxattn.weights.naming import Table
 from flaxattn.weights.sources import Checkpoint
@@ -105,12 +105,10 @@ def load_pretrained(
     hint = "" if isinstance(source, Mapping) else str(source)
     targets, layers = _structure(module, input_shape)
     found = fit(module, targets, tensors, naming)
-    if grey:
+    if grey and layers.first_kernel in found.misshapen:
         key = found.keys[layers.first_kernel]
-        if layers.first_kernel in found.wrong and key in tensors:
-            axis = 1 if found.renames is not None else -2
-            tensors[key] = _summed(tensors[key], axis)
-            found = fit(module, targets, tensors, naming)
+        tensors[key] = _summed(tensors[key], -2 if found.naming == FLAX else 1)
+        found = fit(module, targets, tensors, naming)
 
     fresh = _fresh(found, layers, allowed)
     new = {path for path in targets if any(_within(path, layer) for layer in fresh)}
@@ -185,11 +183,11 @@ def _fresh(found: Fit, layers: _Layers, allowed: set[str]) -> list[tuple[str, ..
 
 def _absent(found: Fit, layers: _Layers) -> list[tuple[str, ...]]:
     """The attention layers of which the checkpoint has nothing."""
-    missing = {path for path, line in found.wrong.items() if line.startswith("missing")}
     return [
         layer
         for layer in layers.attention
-        if (own := {path for path in found.keys if _within(path, layer)}) and own <= missing
+        if (own := {path for path in found.keys if _within(path, layer)})
+        and own <= found.missing.keys()
     ]
 
 
@@ -203,7 +201,9 @@ def _prefix(layer: Sequence[str], renames: Table | None) -> str:
 
 
 def _summed(kernel: np.ndarray, axis: int) -> np.ndarray:
-    """A kernel for the one channel that all its input channels are equal to."""
+    """A kernel for the one channel that all its input channels, along `axis`, are equal to."""
+    if np.ndim(kernel) < 2:
+        return kernel
     total = np.asarray(kernel).astype(np.float32).sum(axis, keepdims=True)
     return total.astype(np.asarray(kernel).dtype)
 
@@ -243,12 +243,10 @@ def _advice(
             f"; only the head differs, so make the module with the checkpoint's own{classes}, or "
             f"have a new one by load_pretrained(..., allow_new=('head',))"
         )
-    if others == [layers.first_kernel] and not unexpected:
+    if others == [layers.first_kernel] and layers.first_kernel in found.misshapen:
         return (
             "; only its first kernel does not, which load_pretrained(..., grey=True) sums over the "
             "input channels for images with one"
-            if found.keys[others[0]] in tensors
-            else ""
         )
     absent = _absent(found, layers)
     if not unexpected and all(any(_within(p, layer) for layer in absent) for p in others):

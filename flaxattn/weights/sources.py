@@ -18,9 +18,11 @@ STANDARD = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".tar")
 
 _CONFIG = "config.json"
-_METADATA = "config"  # the entry of a safetensors header in which `files.write` puts the config
+METADATA = (
+    "flaxattn.config"  # the entry of a safetensors header in which `files.write` puts the config
+)
 _PREFIX = "hf-hub:"
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 class Checkpoint(NamedTuple):
@@ -93,12 +95,15 @@ def _file_of(folder: Path) -> Path:
 
 
 def _config_of(path: Path) -> Mapping[str, Any]:
-    config = _metadata(path).get(_METADATA)
+    config = _metadata(path).get(METADATA)
     if config is not None:
         return _flat(config, path)
-    beside = path.with_suffix(".json")
-    if not beside.is_file() and path.name in STANDARD:
+    if path.suffix == ".npz":
+        beside = path.with_suffix(".json")
+    elif path.name in STANDARD:
         beside = path.with_name(_CONFIG)
+    else:
+        return {}
     return _read_config(beside) if beside.is_file() else {}
 
 
@@ -109,11 +114,10 @@ def _metadata(path: Path) -> Mapping[str, str]:
     try:
         with path.open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
-            # A header that claims more than the file holds is for `read` to refuse.
             header = json.loads(file.read(min(size, path.stat().st_size)))
-        return header.get("__metadata__", {})
-    except (struct.error, ValueError, AttributeError):
-        return {}
+        return dict(header.get("__metadata__", {}))
+    except (struct.error, ValueError, TypeError, AttributeError, RecursionError):
+        return {}  # no such header, which is for `read` to say
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
@@ -146,10 +150,12 @@ def _from_hub(
             f"huggingface_hub: pip install 'flaxattn[hub]'."
         ) from error
 
-    unreachable: Exception | None = None
+    where = f"{repository}{f' at {revision}' if revision else ''}"
+    local_only = offline
 
     def get(name: str) -> Path | None:
         """The file in the cache, downloaded if need be, or None if there is none to be had."""
+        nonlocal local_only
         try:
             return Path(
                 huggingface_hub.hf_hub_download(
@@ -157,39 +163,32 @@ def _from_hub(
                     name,
                     revision=revision,
                     cache_dir=cache_dir,
-                    local_files_only=offline or unreachable is not None,
+                    local_files_only=local_only,
                 )
             )
         except LocalEntryNotFoundError:
-            raise
+            local_only = True  # nobody answers: ask no further
         except EntryNotFoundError:
-            return None
+            pass
+        return None
 
-    for name in STANDARD:
-        try:
-            path = get(name)
-        except LocalEntryNotFoundError as error:
-            unreachable = unreachable or error
-            continue
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{repository} cannot be had from the Hugging Face Hub "
-                f"({type(error).__name__}: {_first_line(error)}): check its name and revision, or "
-                f"pass the path of a local file or directory."
-            ) from error
-        if path is not None:
-            try:
-                config = get(_CONFIG)
-            except LocalEntryNotFoundError:
-                config = None
-            return Checkpoint(path, {} if config is None else _read_config(config))
-    where = f"{repository}{f' at {revision}' if revision else ''}"
-    if unreachable:
+    try:
+        path = next(filter(None, map(get, STANDARD)), None)
+        config = get(_CONFIG) if path is not None else None
+    except Exception as error:  # its HTTP client has errors of its own, which changed with it
+        raise InputError(
+            f"{where} cannot be had from the Hugging Face Hub "
+            f"({type(error).__name__}: {_first_line(error)}): check its name and revision, or "
+            f"pass the path of a local file or directory."
+        ) from error
+    if path is not None:
+        return Checkpoint(path, {} if config is None else _read_config(config))
+    if local_only:
         raise InputError(
             f"the Hugging Face Hub cannot be reached, or is not to be asked, and {where} is not in "
             f"the cache: download {STANDARD[0]} and {_CONFIG} elsewhere and pass the path of their "
             f"directory instead."
-        ) from unreachable
+        )
     raise InputError(
         f"{where} has neither {' nor '.join(STANDARD)}: download its file and pass it."
     )

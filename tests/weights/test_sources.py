@@ -86,6 +86,7 @@ def test_what_is_written_is_read(tmp_path, suffix, names):
         weights.write(path, {"a": np.zeros(2)})
     weights.write(path, {"b": np.zeros(2)}, overwrite=True)
     assert weights.read(path).keys() == {"b"}
+    assert weights.fetch(path).config == {}
     assert {file.suffix for file in tmp_path.iterdir()} == {path.suffix} | (
         {".json"} if suffix == "npz" else set()
     )
@@ -155,6 +156,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         "config.json": json.dumps(CONFIG).encode(),
     }
     asked: ClassVar = []
+    lost = 0
 
     def do_HEAD(self):
         self.answer(b"")
@@ -180,7 +182,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(0 if error else len(self.files[name])))
         self.end_headers()
         if not error:
-            self.wfile.write(body)
+            self.wfile.write(body[: len(body) - self.lost])
 
     def log_message(self, *_):
         pass
@@ -223,6 +225,13 @@ def test_a_repository_that_is_not_there(tmp_path):
         weights.fetch("timm/tinny", cache_dir=tmp_path)
     with pytest.raises(InputError, match="RevisionNotFound"):
         weights.fetch("timm/tiny", revision="v9", cache_dir=tmp_path)
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_download_that_breaks_off(tmp_path, monkeypatch):
+    monkeypatch.setattr(Hub, "lost", 30)
+    with pytest.raises(InputError, match=r"timm/tiny cannot be had .* local file"):
+        weights.fetch("timm/tiny", cache_dir=tmp_path)
 
 
 @pytest.mark.usefixtures("hub")
