@@ -26,6 +26,18 @@ from flaxattn.weights import (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; answers the exit status."""
+    given = command_line().parse_args(arguments)
+    run: Callable[[Any], None] = given.run
+    try:
+        run(given)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def command_line() -> argparse.ArgumentParser:
+    """All commands with their arguments; `run` is the function of the one that is given."""
     parser = argparse.ArgumentParser(prog="python -m flaxattn", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -56,15 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     predicting.add_argument("--top", type=int, default=5, help="how many classes")
     predicting.add_argument("--labels", type=Path, help="a file with a class's name on each line")
     predicting.set_defaults(run=_predict)
-
-    given = parser.parse_args(arguments)
-    run: Callable[[Any], None] = given.run
-    try:
-        run(given)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return parser
 
 
 _SOURCE = "a file, a directory, or a Hugging Face repository such as timm/resnet50.a1_in1k"

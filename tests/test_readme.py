@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from configs import digits
 from flaxattn import create_model
+from flaxattn.__main__ import command_line
 from flaxattn.inspect.catalogue import by_role, markdown
 from flaxattn.train.checkpoint import Checkpoints
 from flaxattn.train.state import initialiser
@@ -76,6 +77,15 @@ def test_every_command_of_the_pages_can_be_given():
                 assert word.removeprefix("--config.").partition("=")[0] in fields, word
             elif word.startswith("--"):
                 assert word[2:] in flags, word
+
+
+def test_every_command_of_the_package_can_be_given():
+    given = set()
+    for page in PAGES:
+        text = "".join(blocks(page, "sh")).replace("\\\n", " ")
+        for found in re.findall(r"python -m flaxattn ([^\n]+)", text):
+            given.add(command_line().parse_args(shlex.split(found, comments=True)).command)
+    assert given == {"list", "describe", "convert", "predict"}
 
 
 def test_every_make_target_of_the_readme_exists():

@@ -85,6 +85,15 @@ class Tensor(NamedTuple):
         ).copy()
 
 
+class Ignored:
+    """Stands for the arguments of a training script, which lie beside the weights."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        """Whatever they are, nobody asks for them."""
+
+
 def read_pickle(path: Path, entry: str | None = None) -> dict[str, np.ndarray]:
     """The tensors of a file that torch.save wrote, by name.
 
@@ -141,7 +150,7 @@ def _read_legacy(path: Path) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows tensors, their storages and dictionaries; any other name is refused."""
+    """Knows tensors, their storages, dictionaries and arguments; any other name is refused."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         super().__init__(file, encoding="utf-8")
@@ -154,6 +163,7 @@ class _Unpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
             ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
             ("torch", "Size"): tuple,
+            ("argparse", "Namespace"): Ignored,
         }
         if module in ("torch", "torch.storage") and name in _STORAGES:
             return _STORAGES[name]

@@ -1,11 +1,14 @@
 """Checkpoints of a network that is not quite the one at hand, and of quite another."""
 
+from typing import ClassVar
+
 import jax
 import numpy as np
 import pytest
 import torch
+from flax import linen as nn
 
-from flaxattn import InputError, create_model, weights
+from flaxattn import Conv, InputError, create_model, weights
 from flaxattn.weights import architecture, load_pretrained
 from tests.torch_reference.torchvision_shim import timm
 
@@ -71,6 +74,34 @@ def test_a_head_is_new_as_a_whole(missing):
     assert loaded.fresh == ("fc",)
     assert loaded.left_out == tuple({"fc.weight", "fc.bias"} - {missing})
     assert not np.array_equal(loaded.variables["params"]["fc"]["kernel"], STATE["fc.weight"].T)
+
+
+class Backbone(nn.Module):
+    """Says itself what its last layer is called."""
+
+    num_classes: int
+    head_name: ClassVar[str] = "head/fc"
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return Head(self.num_classes, name="head")(Conv(4, 3, name="fc")(x))
+
+
+class Head(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(4, name="norm")(x.mean((1, 2)))
+        return nn.Dense(self.num_classes, name="fc")(x)
+
+
+def test_a_head_has_the_name_that_the_model_says():
+    state = state_of(Backbone(5))
+    loaded = load_pretrained(Backbone(3), state, SHAPE, allow_new=("head",))
+    assert loaded.fresh == ("head/fc",)
+    assert loaded.left_out == ("head.fc.bias", "head.fc.weight")
+    assert_same_but(("head/fc",), loaded.variables, weights.load(Backbone(5), state, SHAPE))
 
 
 def test_no_head():
