@@ -84,7 +84,7 @@ class Preprocessing(NamedTuple):
                 f"mean={self.mean} and std={self.std} do not fit {channels} channels: give each "
                 f"one number per channel, those of std above 0."
             )
-        if self.crop_pct <= 0:
+        if not self.crop_pct > 0:
             raise InputError(f"crop_pct={self.crop_pct} keeps nothing: use a part above 0 to 1.")
         return self
 
@@ -112,11 +112,19 @@ class Preprocessing(NamedTuple):
 
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The classes' names in a `Checkpoint.config`, described where it does so; None if none."""
+    """The classes' names in a `Checkpoint.config`, described where it does so; None if none.
+
+    Raises InputError for names that are no list and descriptions that are no mapping.
+    """
     names = config.get("label_names")
     if not names:
         return None
     described = config.get("label_descriptions") or {}
+    if not isinstance(names, list | tuple) or not isinstance(described, Mapping):
+        raise InputError(
+            f"the config's label_names={names!r} with label_descriptions={described!r} are no "
+            f"names: use a list, and a mapping from its names."
+        )
     return tuple(str(described.get(name, name)) for name in names)
 
 

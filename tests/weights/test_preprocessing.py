@@ -84,6 +84,7 @@ def test_grey():
         ("std", [0.5, 0, 0.5], "do not fit 3 channels"),
         ("mean", "black", "cannot be read"),
         ("crop_pct", -1, "keeps nothing"),
+        ("crop_pct", float("nan"), "keeps nothing"),
     ],
 )
 def test_a_config_that_cannot_be(field, value, sentence):
@@ -96,3 +97,6 @@ def test_the_classes_names():
     assert class_names({}) is None
     assert class_names(names) == ("n01", "n02")
     assert class_names(names | {"label_descriptions": {"n02": "a dog"}}) == ("n01", "a dog")
+    for wrong in ({"label_names": 3}, {"label_names": "cat"}, names | {"label_descriptions": 3}):
+        with pytest.raises(InputError, match="are no names: use a list"):
+            class_names(wrong)
