@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from flaxattn import MODELS, weights
 from flaxattn.__main__ import main
 from flaxattn.models import ResNet
+from flaxattn.weights import architecture
 
 TINY = functools.partial(
     ResNet,
@@ -32,6 +33,8 @@ CONFIG = {
 @pytest.fixture(autouse=True)
 def model(monkeypatch):
     monkeypatch.setitem(MODELS, "tiny", TINY)
+    monkeypatch.setattr(architecture, "MODELS", dict.fromkeys(("resnet18", "tiny"), TINY))
+    monkeypatch.setattr(architecture, "_SECONDS", 600)
     return TINY(num_classes=3)
 
 

@@ -24,10 +24,9 @@ def likeliest(
 
     Models are evaluated abstractly until one fits but for its head: first those whose name is in
     `hint`, a file's path or a repository, then all of the class whose first model has most names
-    in common with the tensors, and so on.
+    in common with the tensors, and so on, as long as it has any.
     """
-    families = {_class_of(make) for make in MODELS.values()}
-    if type(module) not in families or len(found.problems) <= _FLAWS:
+    if type(module) not in _families() or len(found.problems) <= _FLAWS:
         return None
     best, name = max(_ALIKE, found.agreement), None
     end = time.monotonic() + _SECONDS
@@ -43,16 +42,22 @@ def likeliest(
 def _by_likelihood(tensors: Mapping[str, np.ndarray], hint: str) -> Iterator[str]:
     """All models, the hinted ones and then those of the likelier classes first."""
     yield from sorted((name for name in MODELS if name in hint), key=len, reverse=True)
-    families: dict[Any, list[str]] = {}
-    for name, make in MODELS.items():
-        families.setdefault(_class_of(make), []).append(name)
 
-    def share_of_names(names: list[str]) -> float:
+    shares = {}
+    for family, names in _families().items():
         keys = set(_fit(names[0], tensors).keys.values())
-        return len(keys & tensors.keys()) / len(keys)
+        shares[family] = len(keys & tensors.keys()) / len(keys)
+    for family in sorted(shares, key=lambda family: -shares[family]):
+        if shares[family]:
+            yield from _families()[family]
 
-    for names in sorted(families.values(), key=share_of_names, reverse=True):
-        yield from names
+
+def _families() -> Mapping[type[nn.Module], list[str]]:
+    """The names of MODELS by the class that they make."""
+    families: dict[type[nn.Module], list[str]] = {}
+    for name in MODELS:
+        families.setdefault(type(create_model(name)), []).append(name)
+    return families
 
 
 def _fit(name: str, tensors: Mapping[str, np.ndarray]) -> Fit:
@@ -63,9 +68,3 @@ def _fit(name: str, tensors: Mapping[str, np.ndarray]) -> Fit:
 @functools.cache
 def _targets(name: str) -> Mapping[tuple[str, ...], Any]:
     return flatten_dict(abstract_variables(create_model(name), (1, 224, 224, 3)))
-
-
-def _class_of(make: Any) -> Any:
-    while isinstance(make, functools.partial):
-        make = make.func
-    return make

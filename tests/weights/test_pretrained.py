@@ -236,13 +236,11 @@ def test_another_architecture_is_named(model, checkpoint):
 def test_a_models_name_in_the_path_is_tried_first(tmp_path, monkeypatch):
     path = tmp_path / "resnet50-9c8e357.npz"
     np.savez(path, **state_without_numbers("resnet50", width=8))
-    tried = []
-    monkeypatch.setattr(architecture, "create_model", lambda name: tried.append(name) or tiny())
-    architecture._targets.cache_clear()
+    tried, really = [], architecture._fit
+    monkeypatch.setattr(architecture, "_fit", lambda *given: tried.append(given) or really(*given))
     with pytest.raises(InputError):
         weights.load(tiny(), path, SHAPE)
-    architecture._targets.cache_clear()
-    assert tried[0] == "resnet50"
+    assert tried[0][0] == "resnet50"
 
 
 def test_a_renamed_key_is_no_other_architecture():
@@ -250,6 +248,14 @@ def test_a_renamed_key_is_no_other_architecture():
     with pytest.raises(InputError, match=r"do not fit ResNet:\n  missing: layer4\.0\.bn2") as error:
         weights.load(tiny(), state, SHAPE)
     assert "unexpected: layer4.0.norm.bias (64,)" in str(error.value)
+
+
+def test_a_search_that_takes_too_long_ends(monkeypatch):
+    state = state_without_numbers("resnet18")
+    monkeypatch.setattr(architecture, "_SECONDS", -1)  # resnet10 is the first that is compared
+    with pytest.raises(InputError, match="do not fit ResNet") as error:
+        weights.load(create_model("resnet34"), state, SHAPE)
+    assert "resnet18" not in str(error.value)
 
 
 def test_weights_like_no_model():
