@@ -16,7 +16,7 @@ from flaxattn.errors import InputError
 from flaxattn.weights.pickles import read_pickle
 from flaxattn.weights.sources import METADATA, Checkpoint, fetch
 
-_PARALLEL = "module."  # what torch's DataParallel puts before every key
+_WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every key
 
 
 def read(source: str | Path | Checkpoint, *, entry: str | None = None) -> dict[str, np.ndarray]:
@@ -26,7 +26,8 @@ def read(source: str | Path | Checkpoint, *, entry: str | None = None) -> dict[s
         source: the file, or what `fetch` turns into one.
         entry: which state dict of a torch checkpoint that has several, such as "state_dict_ema".
 
-    A prefix "module." on all keys, which torch's DataParallel leaves, is dropped.
+    A prefix "module." or "_orig_mod." on all keys, which torch's DataParallel and torch.compile
+    leave, is dropped.
 
     Raises InputError for a missing file, another kind of file, one that does not parse, and a torch
     file that holds more than tensors (see `pickles`).
@@ -44,9 +45,15 @@ def read(source: str | Path | Checkpoint, *, entry: str | None = None) -> dict[s
                 f"cannot read weights from {path}: use a .safetensors, .pth, .pt, .bin, .tar or "
                 f".npz file."
             )
-    if all(key.startswith(_PARALLEL) for key in tensors):
-        return {key.removeprefix(_PARALLEL): tensor for key, tensor in tensors.items()}
-    return tensors
+    return unwrapped(tensors)
+
+
+def unwrapped(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors under the keys of the module inside DataParallel and torch.compile."""
+    for prefix in _WRAPPERS:
+        if tensors and all(key.startswith(prefix) for key in tensors):
+            return unwrapped({key.removeprefix(prefix): tensors[key] for key in tensors})
+    return dict(tensors)
 
 
 def write(

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from flaxattn.errors import InputError, unknown
 from flaxattn.weights.architecture import likeliest
 from flaxattn.weights.convert import FLAX, Fit, abstract_variables, fit, key_of
-from flaxattn.weights.files import read
+from flaxattn.weights.files import read, unwrapped
 from flaxattn.weights.naming import Table
 from flaxattn.weights.sources import Checkpoint
 
@@ -101,7 +101,7 @@ def load_pretrained(
         raise unknown("part that may be new", name, (HEAD, ATTENTION))
     if grey and input_shape[-1] != 1:
         raise InputError(f"grey=True is for images with one channel: {input_shape} has more.")
-    tensors = dict(source) if isinstance(source, Mapping) else read(source)
+    tensors = unwrapped(source) if isinstance(source, Mapping) else read(source)
     hint = "" if isinstance(source, Mapping) else str(source)
     targets, layers = _structure(module, input_shape)
     found = fit(module, targets, tensors, naming)

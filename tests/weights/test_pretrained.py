@@ -55,6 +55,14 @@ def test_the_very_module_needs_nothing_new():
     assert_same_but((), loaded.variables, weights.load(tiny(), STATE, SHAPE))
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_a_wrapped_module(prefix, tmp_path):
+    state = {f"{prefix}{key}": tensor for key, tensor in STATE.items()}
+    np.savez(tmp_path / "wrapped.npz", **state)
+    for source in (state, tmp_path / "wrapped.npz"):
+        assert_same_but((), weights.load(tiny(), source, SHAPE), weights.load(tiny(), STATE, SHAPE))
+
+
 def test_a_head_of_another_size_is_new():
     model = tiny(num_classes=7)
     loaded = load_pretrained(model, STATE, SHAPE, allow_new=("head",), seed=3)
@@ -256,6 +264,13 @@ def test_a_search_that_takes_too_long_ends(monkeypatch):
     with pytest.raises(InputError, match="do not fit ResNet") as error:
         weights.load(create_model("resnet34"), state, SHAPE)
     assert "resnet18" not in str(error.value)
+
+
+def test_a_model_with_some_flaws_is_itself():
+    state = state_without_numbers("resnet18")
+    state = {key.replace("layer4.1.bn", "layer4.1.norm"): t for key, t in state.items()}
+    with pytest.raises(InputError, match=r"do not fit ResNet:\n"):
+        weights.load(create_model("resnet18"), state, SHAPE)
 
 
 def test_weights_like_no_model():
