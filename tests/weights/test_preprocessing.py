@@ -28,7 +28,9 @@ def picture(width, height, mode="RGB"):
 @pytest.mark.parametrize("size", [(301, 223), (97, 240), (224, 224), (31, 17)], ids=str)
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
-@pytest.mark.parametrize("crop", [(64, 64, 0.875), (65, 49, 0.95), (47, 47, 1.0)], ids=str)
+@pytest.mark.parametrize(
+    "crop", [(64, 64, 0.875), (65, 49, 0.95), (47, 47, 1.0), (48, 48, 1.2)], ids=str
+)
 def test_it_is_timms(size, interpolation, crop_mode, crop):
     height, width, crop_pct = crop
     image = picture(*size)
