@@ -85,7 +85,9 @@ class Preprocessing(NamedTuple):
                 f"one number per channel, those of std above 0."
             )
         if not self.crop_pct > 0:
-            raise InputError(f"crop_pct={self.crop_pct} keeps nothing: use a part above 0, as a rule up to 1.")
+            raise InputError(
+                f"crop_pct={self.crop_pct} keeps nothing: use a part above 0, as a rule up to 1."
+            )
         return self
 
     def __call__(self, image: "Image.Image") -> np.ndarray:
