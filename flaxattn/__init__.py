@@ -6,6 +6,7 @@ from flaxattn.conv import Conv
 from flaxattn.errors import InputError
 from flaxattn.models import MODELS, create_model
 from flaxattn.norm import BatchNorm
+from flaxattn.prediction import Prediction, predict
 
 __version__ = "0.1.0"
 
@@ -15,8 +16,10 @@ __all__ = [
     "BatchNorm",
     "Conv",
     "InputError",
+    "Prediction",
     "__version__",
     "create_attention",
     "create_model",
+    "predict",
     "weights",
 ]

@@ -9,10 +9,13 @@ import jax
 import numpy as np
 import optax
 import pytest
+import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from configs import digits
 from flaxattn import create_model
+from flaxattn.__main__ import command_line
 from flaxattn.inspect.catalogue import by_role, markdown
 from flaxattn.train.checkpoint import Checkpoints
 from flaxattn.train.state import initialiser
@@ -76,6 +79,15 @@ def test_every_command_of_the_pages_can_be_given():
                 assert word[2:] in flags, word
 
 
+def test_every_command_of_the_package_can_be_given():
+    given = set()
+    for page in PAGES:
+        text = "".join(blocks(page, "sh")).replace("\\\n", " ")
+        for found in re.findall(r"python -m flaxattn ([^\n]+)", text):
+            given.add(command_line().parse_args(shlex.split(found, comments=True)).command)
+    assert given == {"list", "describe", "convert", "predict"}
+
+
 def test_every_make_target_of_the_readme_exists():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     named = set(re.findall(r"make ([a-z]+(?:-[a-z]+)*)", " ".join(blocks(PAGES[0], "sh"))))
@@ -102,6 +114,40 @@ def test_the_checks_for_any_layer_run():
     (checks,) = blocks(ROOT / "docs" / "common-mistakes.md", "python")
     exec(compile(checks, "common-mistakes.md", "exec"), names)
     assert names["parameters"] == 2 * 64 * 4 + 98
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """timm's resnet18 with random weights where huggingface_hub keeps it, and a picture."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    commit = "0" * 40
+    folder = tmp_path / "models--timm--resnet18.a1_in1k"
+    network = timm.create_model("resnet18.a1_in1k").eval()
+    snapshot = folder / "snapshots" / commit
+    timm.models.save_for_hf(network, snapshot, safe_serialization=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit)
+    Image.fromarray(np.arange(60 * 80 * 3, dtype=np.uint8).reshape(60, 80, 3)).save("cat.jpg")
+    return network
+
+
+def test_the_snippets_about_weights_run_in_their_order(repository, capsys):
+    names = {}
+    for snippet in blocks(ROOT / "docs" / "weights.md", "python"):
+        exec(compile(snippet, "weights.md", "exec"), names)
+    slots = [f"layer{stage}_{block}/se" for stage in range(1, 5) for block in range(2)]
+    assert names["loaded"].fresh == ("fc", *slots)
+    assert names["checkpoint"].config["architecture"] == "resnet18"
+
+    config = timm.data.resolve_model_data_config(repository)
+    x = timm.data.create_transform(**config)(Image.open("cat.jpg"))[None]
+    with torch.no_grad():
+        best = repository(x).softmax(-1)[0].topk(5)
+    assert names["preprocessing"].interpolation == config["interpolation"]
+    assert [found.label for found in names["predictions"]] == best.indices.tolist()
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [name for _, name in printed] == [str(i) for i in best.indices.tolist()]
 
 
 def test_the_snippets_of_the_readme_run_in_their_order(files):

@@ -27,8 +27,9 @@ MAY_IMPORT = {
     "weights": ALL | {"weights"},
     "inspect": ALL | {"weights", "inspect"},
     "export": ALL | {"weights", "export"},
-    "__init__": BELOW_TRAIN | {"weights"},
-    "__main__": ALL | {"weights", "inspect", "export", "__init__"},
+    "prediction": ALL | {"weights"},
+    "__init__": BELOW_TRAIN | {"weights", "prediction"},
+    "__main__": ALL | {"weights", "inspect", "export", "prediction", "__init__"},
 }
 
 NOWHERE = {"tensorflow", "torch", "torchvision", "timm"}
@@ -168,6 +169,6 @@ def test_touching_a_device_would_be_found():
 
 
 def test_importing_the_library_loads_no_heavy_package():
-    heavy = NOWHERE | ONLY_TRAIN_AND_DATA
+    heavy = NOWHERE | ONLY_TRAIN_AND_DATA | {"PIL", "huggingface_hub", "safetensors"}
     code = f"import sys, flaxattn; print(sorted({heavy} & sys.modules.keys()))"
     assert run(code) == "[]"

@@ -1,6 +1,21 @@
 """PyTorch state dicts to Flax variables and back, bit for bit, without PyTorch."""
 
-from flaxattn.weights.convert import abstract_variables, load, to_torch
-from flaxattn.weights.files import read
+from flaxattn.weights.convert import abstract_variables, to_torch
+from flaxattn.weights.files import read, write
+from flaxattn.weights.preprocessing import Preprocessing, class_names
+from flaxattn.weights.pretrained import Pretrained, load, load_pretrained
+from flaxattn.weights.sources import Checkpoint, fetch
 
-__all__ = ["abstract_variables", "load", "read", "to_torch"]
+__all__ = [
+    "Checkpoint",
+    "Preprocessing",
+    "Pretrained",
+    "abstract_variables",
+    "class_names",
+    "fetch",
+    "load",
+    "load_pretrained",
+    "read",
+    "to_torch",
+    "write",
+]

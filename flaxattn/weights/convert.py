@@ -2,56 +2,58 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from flaxattn.errors import InputError
-from flaxattn.weights.files import read
-from flaxattn.weights.naming import Table, is_derived, table, tables, torch_name
+from flaxattn.weights.naming import Table, TorchName, is_derived, table, tables, torch_name
 
 _COUNTER = "num_batches_tracked"  # torch's count of training steps: no part of the function
 
+# Names of namings that are no table: ours for torch's keys, and the paths of Flax arrays.
+OWN = "own"
+FLAX = "flax"
 
-def load(
-    module: nn.Module,
-    source: str | Path | Mapping[str, np.ndarray],
-    input_shape: Sequence[int],
-    naming: str | Table | None = None,
-) -> dict[str, Any]:
-    """The variables of `module` filled from torch tensors, as NumPy arrays.
+Path = tuple[str, ...]
+Targets = Mapping[Path, jax.ShapeDtypeStruct]
 
-    Args:
-        module: any module whose submodules carry the reference's names.
-        source: a file that `read` knows, or a mapping from torch's keys to arrays.
-        input_shape: (N, H, W, C) of an input, from which the module's own shapes follow.
-        naming: one of the source names in `module.namings`, a table of renames, or None to take
-            whichever naming explains all keys.
 
-    Every tensor is used exactly once. Left out are `num_batches_tracked` and what a naming calls
-    "derived": tensors that torch computes from a layer's fields and keeps beside its weights. The
-    arrays take the module's dtypes.
+class Fit(NamedTuple):
+    """How far a file's tensors are the arrays of a module.
 
-    Raises InputError that lists every missing, unexpected and misshapen tensor; nothing is
-    returned then.
+    Fields:
+        naming, renames: the naming that explains most, and its table, None for names of ours.
+        keys: the tensor's key for each path of the module.
+        filled: the arrays that are there and fit, by path.
+        missing, misshapen: a line for each path whose tensor is not there, or does not fit.
+        unexpected: a line for each key that is no array of the module.
     """
-    tensors = read(source) if isinstance(source, str | Path) else dict(source)
-    tensors = {key: t for key, t in tensors.items() if key.rpartition(".")[2] != _COUNTER}
-    targets = flatten_dict(abstract_variables(module, input_shape))
 
-    candidates = [table(naming, module)] if naming is not None else [(), *tables(module).values()]
-    attempts = [_fill(targets, tensors, candidate) for candidate in candidates]
-    filled, problems = min(attempts, key=lambda attempt: len(attempt[1]))
-    if problems:
-        raise InputError(
-            f"the weights do not fit {type(module).__name__}:\n  " + "\n  ".join(problems)
-        )
-    return unflatten_dict(filled)
+    naming: str
+    renames: Table | None
+    keys: dict[Path, str]
+    filled: dict[Path, np.ndarray]
+    missing: dict[Path, str]
+    misshapen: dict[Path, str]
+    unexpected: dict[str, str]
+
+    @property
+    def wrong(self) -> dict[Path, str]:
+        return self.missing | self.misshapen
+
+    @property
+    def problems(self) -> list[str]:
+        return sorted([*self.wrong.values(), *self.unexpected.values()])
+
+    @property
+    def agreement(self) -> float:
+        """Arrays that fit, of all that are on either side: 1 for a file of this very module."""
+        return len(self.filled) / max(1, len(self.keys) + len(self.unexpected))
 
 
 def to_torch(
@@ -82,29 +84,66 @@ def abstract_variables(module: nn.Module, input_shape: Sequence[int]) -> dict[st
     return jax.eval_shape(module.init, jax.eval_shape(lambda: jax.random.key(0)), x)
 
 
-def _fill(targets, tensors, renames: Table) -> tuple[dict[tuple, np.ndarray], list[str]]:
-    """Arrays for `targets` as far as they are there and fit, and a line for each that does not."""
-    filled, problems, used = {}, [], set()
-    tensors = {key: tensor for key, tensor in tensors.items() if not is_derived(key, renames)}
+def fit(
+    module: nn.Module,
+    targets: Targets,
+    tensors: Mapping[str, np.ndarray],
+    naming: str | Table | None = None,
+) -> Fit:
+    """Arrays for `targets`, the module's flat abstract variables, as far as `tensors` has them.
+
+    With naming=None, by whichever naming leaves least over. Tensors under names of ours with
+    slashes, as `write` names them, are taken as they are, whatever the naming.
+    """
+    collections = tuple({f"{path[0]}/" for path in targets})
+    if tensors and all(key.startswith(collections) for key in tensors):
+        return _fill(targets, tensors, FLAX, None)
+    if naming is not None:
+        name = naming if isinstance(naming, str) else "table"
+        return _fill(targets, tensors, name, table(naming, module))
+    candidates = {OWN: (), **tables(module)}
+    return min(
+        (_fill(targets, tensors, name, renames) for name, renames in candidates.items()),
+        key=lambda attempt: len(attempt.problems),
+    )
+
+
+def _fill(
+    targets: Targets, tensors: Mapping[str, np.ndarray], naming: str, renames: Table | None
+) -> Fit:
+    """What there is under the names that `renames` gives, None for the arrays' own paths."""
+    tensors = {key: tensor for key, tensor in tensors.items() if key.rpartition(".")[2] != _COUNTER}
+    if renames is not None:
+        tensors = {key: t for key, t in tensors.items() if not is_derived(key, renames)}
+    keys, filled, missing, misshapen = {}, {}, {}, {}
     for path, target in targets.items():
-        key, layout = torch_name(path[1:], renames)
+        key, layout = key_of(path, renames)
+        keys[path] = key
         if key not in tensors:
-            problems.append(f"missing: {key} for {'/'.join(path)} {target.shape}")
+            missing[path] = f"missing: {key} for {'/'.join(path)} {target.shape}"
             continue
-        used.add(key)
         array = _ours(np.asarray(tensors[key]), path[-1], layout, target.shape)
         if not _fits(array.shape, target.shape):
-            problems.append(
-                f"misshapen: {key} {np.shape(tensors[key])} for {'/'.join(path)} {target.shape}"
-            )
+            shape = np.shape(tensors[key])
+            misshapen[path] = f"misshapen: {key} {shape} for {'/'.join(path)} {target.shape}"
             continue
         filled[path] = array.reshape(target.shape).astype(target.dtype)
-    problems += [f"unexpected: {key} {np.shape(tensors[key])}" for key in tensors.keys() - used]
-    return filled, sorted(problems)
+    unexpected = {
+        key: f"unexpected: {key} {np.shape(tensors[key])}"
+        for key in tensors.keys() - set(keys.values())
+    }
+    return Fit(naming, renames, keys, filled, missing, misshapen, unexpected)
+
+
+def key_of(path: Sequence[str], renames: Table | None) -> TorchName:
+    """The key and the layout of the tensor for the array at `path`, collection first."""
+    return TorchName("/".join(path), FLAX) if renames is None else torch_name(path[1:], renames)
 
 
 def _ours(tensor: np.ndarray, leaf: str, layout: str, shape: Sequence[int]) -> np.ndarray:
-    """A torch tensor with its axes in our order; still without regard to axes of one."""
+    """A tensor with its axes in our order; still without regard to axes of one."""
+    if layout == FLAX:
+        return tensor
     if layout == "flat" and tensor.size == math.prod(shape):
         tensor = tensor.reshape(shape[0], shape[-1], shape[-2], *shape[1:-2])
     if layout in ("stacked", "flat") and tensor.ndim > 2:

@@ -85,6 +85,15 @@ class Tensor(NamedTuple):
         ).copy()
 
 
+class Ignored:
+    """Stands for the arguments of a training script, which lie beside the weights."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        """Whatever they are, nobody asks for them."""
+
+
 def read_pickle(path: Path, entry: str | None = None) -> dict[str, np.ndarray]:
     """The tensors of a file that torch.save wrote, by name.
 
@@ -92,8 +101,6 @@ def read_pickle(path: Path, entry: str | None = None) -> dict[str, np.ndarray]:
         path: the file, of either format.
         entry: which dictionary of a training checkpoint to take, such as "state_dict_ema"; None if
             the file is the state dict itself or has exactly one.
-
-    A prefix "module." on all keys, which torch's DataParallel leaves, is dropped.
 
     Raises InputError for a file that is not whole, one that names anything but tensors and
     dictionaries (nothing of it is run), and one without a single state dict.
@@ -105,8 +112,6 @@ def read_pickle(path: Path, entry: str | None = None) -> dict[str, np.ndarray]:
     except _BROKEN as error:
         raise InputError(f"{path} is not a whole file of torch.save: {error}.") from error
     tensors = dict(_state_dict(path, content, entry))
-    if all(key.startswith("module.") for key in tensors):
-        tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
     try:
         return {key: tensor.numpy() for key, tensor in tensors.items()}
     except _BROKEN as error:
@@ -145,7 +150,7 @@ def _read_legacy(path: Path) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows tensors, their storages and dictionaries; any other name is refused."""
+    """Knows tensors, their storages, dictionaries and arguments; any other name is refused."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         super().__init__(file, encoding="utf-8")
@@ -158,6 +163,7 @@ class _Unpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
             ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
             ("torch", "Size"): tuple,
+            ("argparse", "Namespace"): Ignored,
         }
         if module in ("torch", "torch.storage") and name in _STORAGES:
             return _STORAGES[name]

@@ -40,6 +40,17 @@ def test_a_truncated_file(tmp_path, suffix):
         weights.read(path)
 
 
+def test_an_npz_packed_in_an_unknown_way(tmp_path):
+    path = tmp_path / "weights.npz"
+    write(path)
+    data = bytearray(path.read_bytes())
+    for at in (8, data.find(b"PK\x01\x02") + 10):  # the method in the file's header, in its index
+        data[at : at + 2] = (97).to_bytes(2, "little")
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="is not a whole"):
+        weights.read(path)
+
+
 def test_pickled_objects_are_refused(tmp_path):
     path = tmp_path / "weights.npz"
     np.savez(path, fc=np.asarray([object()], dtype=object))

@@ -1,5 +1,6 @@
 """Files that torch itself wrote, and files that nobody should open."""
 
+import argparse
 import os
 import pickle
 import zipfile
@@ -67,6 +68,17 @@ def test_a_training_checkpoint(tmp_path, zipped):
     path = save(content, tmp_path / "checkpoint.pth.tar", zipped)
     variables = weights.load(SqueezeExcite.timm(), path, (1, 8, 8, 32))
     np.testing.assert_array_equal(variables["params"]["fc2"]["bias"], layer.fc2.bias.detach())
+
+
+@FORMATS
+def test_a_checkpoint_with_the_arguments_of_its_script(tmp_path, zipped):
+    arguments = argparse.Namespace(lr=0.1, model=argparse.Namespace(name="resnet50"), steps=[1, 2])
+    content = {"model": {"x": torch.ones(2)}, "args": arguments}
+    assert weights.read(save(content, tmp_path / "deit.pth", zipped)).keys() == {"x"}
+    arguments.path = Bomb(tmp_path / "harm")
+    with pytest.raises(InputError, match=r"mkdir, .* nothing of it was run"):
+        weights.read(save(content, tmp_path / "bomb.pth", zipped))
+    assert not (tmp_path / "harm").exists()
 
 
 def test_two_state_dicts_need_a_choice(tmp_path):

@@ -1,0 +1,92 @@
+"""What a network sees in image files."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from flaxattn.errors import InputError
+from flaxattn.weights import Preprocessing
+
+_BATCH = 32
+
+
+class Prediction(NamedTuple):
+    """A class that an image may show: its label, its name, and its softmax probability."""
+
+    label: int
+    name: str
+    probability: float
+
+
+def predict(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: Iterable[str | Path],
+    *,
+    preprocessing: Preprocessing,
+    classes: Sequence[str] | None = None,
+    top: int = 5,
+) -> list[list[Prediction]]:
+    """The likeliest classes of each image file, the likeliest first.
+
+    Args:
+        model: answers logits (N, num_classes) to images (N, H, W, C), as those of `create_model`.
+        variables: its variables, such as `weights.load` answers.
+        images: paths of image files that Pillow reads.
+        preprocessing: the weights' own: `Preprocessing.of(checkpoint.config)`.
+        classes: a name for each class; None to name them by their number.
+        top: how many; all there are if that is fewer.
+
+    Raises InputError for a file that is no complete image, with its path, before anything is
+    answered; for no images, a `top` below 1, and a number of classes that is not the model's.
+    """
+    paths = [images] if isinstance(images, str | Path) else list(images)
+    if not paths or top < 1:
+        raise InputError(f"{len(paths)} images, top={top}: give at least one image, and top >= 1.")
+    size = min(_BATCH, len(paths))
+
+    @jax.jit
+    def probabilities(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
+        logits: Any = model.apply(variables, images)
+        return jax.nn.softmax(logits)
+
+    variables = jax.device_put(variables)
+    answers = []
+    for start in range(0, len(paths), size):
+        batch = np.zeros((size, *preprocessing.input_size), np.float32)
+        chosen = paths[start : start + size]
+        for row, path in enumerate(chosen):
+            batch[row] = preprocessing(open_image(path))
+        answers.append(np.asarray(probabilities(variables, batch), np.float64)[: len(chosen)])
+    return [_best(row, classes, top) for row in np.concatenate(answers)]
+
+
+def open_image(path: str | Path) -> Any:
+    """The Pillow image in a file, decoded; 16 bits of grey become 8. InputError with the path."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise InputError("reading images needs Pillow: pip install 'flaxattn[hub]'.") from error
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode.startswith("I;16"):
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return image.copy()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} cannot be read as an image: {error}.") from error
+
+
+def _best(row: np.ndarray, classes: Sequence[str] | None, top: int) -> list[Prediction]:
+    if classes is not None and len(classes) != len(row):
+        raise InputError(
+            f"{len(classes)} names for the {len(row)} classes of the model: give one for each."
+        )
+    order = np.argsort(-row, kind="stable")[:top]
+    return [
+        Prediction(int(i), str(i) if classes is None else classes[i], float(row[i])) for i in order
+    ]

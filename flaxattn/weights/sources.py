@@ -1,0 +1,198 @@
+"""From what a person calls a checkpoint to a file on this machine and its config.
+
+A checkpoint is a file, a directory, or a repository of the Hugging Face Hub. Its config is what
+timm keeps in config.json: the architecture, the number of classes, how images are prepared.
+"""
+
+import json
+import re
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flaxattn.errors import InputError
+
+# Of a directory or a repository, in the order in which they are looked for.
+STANDARD = ("model.safetensors", "pytorch_model.bin")
+SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".tar")
+
+_CONFIG = "config.json"
+METADATA = (
+    "flaxattn.config"  # the entry of a safetensors header in which `files.write` puts the config
+)
+_PREFIX = "hf-hub:"
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+class Checkpoint(NamedTuple):
+    """A file of weights, and its config: timm's fields in one flat mapping, empty if it has none.
+
+    Its `pretrained_cfg` is spread out, and what stands above it wins, as in timm.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+
+
+def fetch(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    offline: bool = False,
+) -> Checkpoint:
+    """The local file that `source` means, downloaded where it must be, with its config.
+
+        fetch("timm/resnet50.a1_in1k", revision="main")
+
+    Args:
+        source: a file; a directory with model.safetensors, pytorch_model.bin or one weight file of
+            another name; or a Hugging Face repository "owner/name", with or without "hf-hub:". What
+            exists here is never looked for on the hub, nor is a `Path`.
+        revision: branch, tag or commit of a repository; None for its main branch.
+        cache_dir: where downloads are kept; None for huggingface_hub's own place (HF_HOME).
+        offline: whether to take what the cache has and ask nobody, as with HF_HUB_OFFLINE=1.
+
+    The config of a file is the one in its safetensors header, or NAME.json beside NAME.npz, or
+    config.json beside a file with one of the two standard names.
+
+    Raises InputError for a file, a directory's file or a repository that is not there, a hub that
+    cannot be reached, a config that is no JSON object, and a revision of what is no repository.
+    """
+    path = Path(source)
+    if not path.exists() and isinstance(source, str):
+        name = source.removeprefix(_PREFIX)
+        is_repository = _REPOSITORY.fullmatch(name) and not name.endswith(SUFFIXES)
+        if is_repository:
+            return _from_hub(name, revision, cache_dir, offline)
+        if source.startswith(_PREFIX):
+            raise InputError(f"{source} names no repository: write hf-hub:owner/name.")
+    if revision is not None:
+        raise InputError(f"revision={revision!r} belongs to a repository, and {source} is none.")
+    if path.is_dir():
+        path = _file_of(path)
+    if not path.is_file():
+        raise InputError(
+            f"there is no weight file {path}: check the path, or name a directory or a Hugging "
+            f"Face repository such as timm/resnet50.a1_in1k."
+        )
+    return Checkpoint(path, _config_of(path))
+
+
+def _file_of(folder: Path) -> Path:
+    for name in STANDARD:
+        if (folder / name).is_file():
+            return folder / name
+    found = sorted(file for file in folder.iterdir() if file.name.endswith(SUFFIXES))
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(file.name for file in found) or f"none that ends in {', '.join(SUFFIXES)}"
+    raise InputError(
+        f"the directory {folder} has neither {' nor '.join(STANDARD)}, and of other weight files "
+        f"{names}: name the file."
+    )
+
+
+def _config_of(path: Path) -> Mapping[str, Any]:
+    config = _metadata(path).get(METADATA)
+    if config is not None:
+        return _flat(config, path)
+    if path.suffix == ".npz":
+        beside = path.with_suffix(".json")
+    elif path.name in STANDARD:
+        beside = path.with_name(_CONFIG)
+    else:
+        return {}
+    return _read_config(beside) if beside.is_file() else {}
+
+
+def _metadata(path: Path) -> Mapping[str, str]:
+    """The free entries of a safetensors header; none for what is no such file."""
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(size, path.stat().st_size)))
+        return dict(header.get("__metadata__", {}))
+    except (struct.error, ValueError, TypeError, AttributeError, RecursionError):
+        return {}  # no such header, which is for `read` to say
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    try:
+        return _flat(path.read_text(encoding="utf-8"), path)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no JSON object: {error}.") from error
+
+
+def _flat(text: str, path: Path) -> Mapping[str, Any]:
+    try:
+        config = json.loads(text)
+        above = {key: value for key, value in config.items() if key != "pretrained_cfg"}
+        return {**config.get("pretrained_cfg", {}), **above}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"the config in {path} is no JSON object: {error}; repair or remove it."
+        ) from error
+
+
+def _from_hub(
+    repository: str, revision: str | None, cache_dir: str | Path | None, offline: bool
+) -> Checkpoint:
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise InputError(
+            f"there is no file {repository}, and getting it as a Hugging Face repository needs "
+            f"huggingface_hub: pip install 'flaxattn[hub]'."
+        ) from error
+
+    where = f"{repository}{f' at {revision}' if revision else ''}"
+    local_only = offline
+
+    def get(name: str) -> Path | None:
+        """The file in the cache, downloaded if need be, or None if there is none to be had."""
+        nonlocal local_only
+        try:
+            return Path(
+                huggingface_hub.hf_hub_download(
+                    repository,
+                    name,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    local_files_only=local_only,
+                )
+            )
+        except LocalEntryNotFoundError:
+            local_only = True  # nobody answers: ask no further
+        except EntryNotFoundError:
+            pass
+        return None
+
+    try:
+        path = next(filter(None, map(get, STANDARD)), None)
+        config = get(_CONFIG) if path is not None else None
+    except Exception as error:  # its HTTP client has errors of its own, which changed with it
+        raise InputError(
+            f"{where} cannot be had from the Hugging Face Hub "
+            f"({type(error).__name__}: {_first_line(error)}): check its name and revision, or "
+            f"pass the path of a local file or directory."
+        ) from error
+    if path is not None:
+        return Checkpoint(path, {} if config is None else _read_config(config))
+    if local_only:
+        raise InputError(
+            f"the Hugging Face Hub cannot be reached, or is not to be asked, and {where} is not in "
+            f"the cache: download {STANDARD[0]} and {_CONFIG} elsewhere and pass the path of their "
+            f"directory instead."
+        )
+    raise InputError(
+        f"{where} has neither {' nor '.join(STANDARD)}: download its file and pass it."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0].rstrip(".")

@@ -1,0 +1,104 @@
+"""Images are prepared as timm prepares them, bit for bit."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flaxattn import InputError
+from flaxattn.weights import Preprocessing, class_names
+from tests.torch_reference.torchvision_shim import timm, torchvision
+
+CONFIG = {
+    "input_size": [3, 65, 49],
+    "mean": [0.5, 0.4, 0.3],
+    "std": [0.2, 0.3, 0.4],
+    "crop_pct": 0.95,
+    "crop_mode": "squash",
+    "interpolation": "bicubic",
+    "num_classes": 1000,
+}
+
+
+def picture(width, height, mode="RGB"):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (height, width, 4), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+@pytest.mark.parametrize("size", [(301, 223), (97, 240), (224, 224), (31, 17)], ids=str)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize(
+    "crop", [(64, 64, 0.875), (65, 49, 0.95), (47, 47, 1.0), (48, 48, 1.2)], ids=str
+)
+def test_it_is_timms(size, interpolation, crop_mode, crop):
+    height, width, crop_pct = crop
+    image = picture(*size)
+    fields = {"crop_pct": crop_pct, "crop_mode": crop_mode, "interpolation": interpolation}
+    transform = timm.data.create_transform((3, height, width), **fields)
+    expected = transform(image).numpy().transpose(1, 2, 0)
+    prepared = Preprocessing((height, width, 3), **fields)(image)
+    np.testing.assert_array_equal(prepared, expected, strict=True)
+
+
+def test_the_default_is_torchvisions():
+    image = picture(301, 223)
+    transform = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.transforms(antialias=True)
+    prepared = Preprocessing()(image)
+    np.testing.assert_allclose(prepared, transform(image).numpy().transpose(1, 2, 0), atol=1e-6)
+    assert Preprocessing.of({}) == Preprocessing()
+
+
+def test_a_config_says_all():
+    read = Preprocessing.of(CONFIG)
+    expected = ((65, 49, 3), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 0.95, "squash", "bicubic")
+    assert read == expected
+    assert Preprocessing.of(read.to_config()) == read
+
+
+def test_a_config_leaves_to_timms_defaults_what_it_does_not_say():
+    resolved = timm.data.resolve_data_config({}, pretrained_cfg={"num_classes": 1000})
+    ours = Preprocessing.of({"num_classes": 1000}).to_config()
+    assert ours == resolved
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_any_mode_becomes_rgb(mode):
+    image = picture(40, 30, mode)
+    preprocessing = Preprocessing((24, 24, 3))
+    np.testing.assert_array_equal(preprocessing(image), preprocessing(image.convert("RGB")))
+
+
+def test_grey():
+    prepared = Preprocessing((24, 24, 1), (0.5,), (0.5,), crop_mode="border")(picture(40, 30))
+    assert prepared.shape == (24, 24, 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("crop_mode", "centre", "unknown crop_mode 'centre': did you mean center"),
+        ("interpolation", "bicubical", "unknown interpolation 'bicubical': did you mean bicubic"),
+        ("input_size", [4, 224, 224], r"use C=1 \(grey\) or 3"),
+        ("input_size", [224, 224], "cannot be read"),
+        ("input_size", [3, 0, 224], "above 0"),
+        ("mean", [0.5], "do not fit 3 channels"),
+        ("std", [0.5, 0, 0.5], "do not fit 3 channels"),
+        ("mean", "black", "cannot be read"),
+        ("crop_pct", -1, "keeps nothing"),
+        ("crop_pct", float("nan"), "keeps nothing"),
+    ],
+)
+def test_a_config_that_cannot_be(field, value, sentence):
+    with pytest.raises(InputError, match=sentence):
+        Preprocessing.of(CONFIG | {field: value})
+
+
+def test_the_classes_names():
+    names = {"label_names": ["n01", "n02"]}
+    assert class_names({}) is None
+    assert class_names(names) == ("n01", "n02")
+    assert class_names(names | {"label_descriptions": {"n02": "a dog"}}) == ("n01", "a dog")
+    for wrong in ({"label_names": 3}, {"label_names": "cat"}, names | {"label_descriptions": 3}):
+        with pytest.raises(InputError, match="are no names: use a list"):
+            class_names(wrong)
