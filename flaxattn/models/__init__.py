@@ -8,6 +8,8 @@ from typing import Any
 from flax import linen as nn
 
 from flaxattn.errors import unknown
+from flaxattn.models.efficientnet import EFFICIENTNETS
+from flaxattn.models.mobilenet import MOBILENETS
 from flaxattn.models.placement import Placement
 from flaxattn.models.resnet import BasicBlock, Bottleneck, ResNet
 from flaxattn.models.vgg import VGGS
@@ -20,6 +22,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet101": functools.partial(ResNet, stage_sizes=(3, 4, 23, 3), block="bottleneck"),
     "resnet152": functools.partial(ResNet, stage_sizes=(3, 8, 36, 3), block="bottleneck"),
     **VGGS,
+    **MOBILENETS,
+    **EFFICIENTNETS,
 }
 
 
