@@ -181,13 +181,15 @@ def _v2(
     )
 
 
-_v2_base = functools.partial(_v2, EFFICIENTNET_V2_BASE, 32, round_limit=0.0, **TF)
+_v2_base: Callable[..., Callable[..., nn.Module]] = functools.partial(
+    _v2, EFFICIENTNET_V2_BASE, 32, round_limit=0.0, **TF
+)
 
 # --- MixNet, Tan and Le 2019, arXiv:1907.09595, Fig. 4
 
 _swish = functools.partial(inverted, activation="silu")
-_HALVES = {"expand_size": (1, 1), "project_size": (1, 1)}
-_PROJECT = {"project_size": (1, 1)}
+_HALVES: dict[str, Any] = {"expand_size": (1, 1), "project_size": (1, 1)}
+_PROJECT: dict[str, Any] = {"project_size": (1, 1)}
 
 MIXNET_S: Stages = (
     (separable(16, 3, 1),),

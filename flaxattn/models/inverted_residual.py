@@ -290,6 +290,23 @@ class InvertedResidualBlock(nn.Module):
         y = self.norm(name=norm)(y, train)
         return self.activation(y) if activate else y
 
+    def _main(self, x: Array, name: str, norm: str, train: bool, **fields: Any) -> Array:
+        """The depthwise or dense convolution, which has the strides."""
+        sizes: dict[str, Any] = {
+            "kernel_size": self.spec.kernel_size,
+            "strides": self.spec.strides,
+        }
+        return self._conv_norm(x, name, norm, train, **sizes, **fields)
+
+    def _project(self, x: Array, name: str, norm: str, train: bool, **fields: Any) -> Array:
+        """The last 1x1."""
+        own: dict[str, Any] = {
+            "features": self.spec.features,
+            "kernel_size": self.spec.project_size,
+            "activate": self.spec.project_activation,
+        }
+        return self._conv_norm(x, name, norm, train, **own, **fields)
+
     def _attend(self, x: Array, train: bool, position: str) -> Array:
         if self.attention is None or self.position != position:
             return x
@@ -330,9 +347,7 @@ class ConvBlock(InvertedResidualBlock):
     layers: ClassVar[tuple[str, ...]] = ("conv", "bn1")
 
     def branch(self, x: Array, train: bool) -> Array:
-        spec = self.spec
-        sizes = {"kernel_size": spec.kernel_size, "strides": spec.strides}
-        x = self._conv_norm(x, "conv", "bn1", train, features=spec.features, **sizes)
+        x = self._main(x, "conv", "bn1", train, features=self.spec.features)
         return self._attend(x, train, "mid")
 
 
@@ -342,12 +357,9 @@ class SeparableBlock(InvertedResidualBlock):
     layers: ClassVar[tuple[str, ...]] = ("conv_dw", "bn1", "se", "conv_pw", "bn2")
 
     def branch(self, x: Array, train: bool) -> Array:
-        spec = self.spec
-        sizes = {"kernel_size": spec.kernel_size, "strides": spec.strides, "group_size": 1}
-        x = self._conv_norm(x, "conv_dw", "bn1", train, features=x.shape[-1], **sizes)
+        x = self._main(x, "conv_dw", "bn1", train, features=x.shape[-1], group_size=1)
         x = self._attend(x, train, "mid")
-        last = {"kernel_size": spec.project_size, "activate": spec.project_activation}
-        return self._conv_norm(x, "conv_pw", "bn2", train, features=spec.features, **last)
+        return self._project(x, "conv_pw", "bn2", train)
 
 
 class InvertedBlock(InvertedResidualBlock):
@@ -364,15 +376,19 @@ class InvertedBlock(InvertedResidualBlock):
     )
 
     def branch(self, x: Array, train: bool) -> Array:
-        spec, inner = self.spec, self._inner(x)
-        layer = functools.partial(self._conv_norm, train=train, routing=self._routing(x))
-        first = {"kernel_size": spec.expand_size}
-        x = layer(x, "conv_pw", "bn1", features=inner, **first)
-        sizes = {"kernel_size": spec.kernel_size, "strides": spec.strides, "group_size": 1}
-        x = layer(x, "conv_dw", "bn2", features=inner, **sizes)
+        spec, inner, routing = self.spec, self._inner(x), self._routing(x)
+        x = self._conv_norm(
+            x,
+            "conv_pw",
+            "bn1",
+            train,
+            features=inner,
+            kernel_size=spec.expand_size,
+            routing=routing,
+        )
+        x = self._main(x, "conv_dw", "bn2", train, features=inner, group_size=1, routing=routing)
         x = self._attend(x, train, "mid")
-        last = {"kernel_size": spec.project_size, "activate": spec.project_activation}
-        return layer(x, "conv_pwl", "bn3", features=spec.features, **last)
+        return self._project(x, "conv_pwl", "bn3", train, routing=routing)
 
     def _routing(self, x: Array) -> Array | None:
         """How much of each expert a sample's convolutions have: (N, experts)."""
@@ -399,16 +415,10 @@ class EdgeBlock(InvertedResidualBlock):
     layers: ClassVar[tuple[str, ...]] = ("conv_exp", "bn1", "se", "conv_pwl", "bn2")
 
     def branch(self, x: Array, train: bool) -> Array:
-        spec = self.spec
-        sizes = {
-            "kernel_size": spec.kernel_size,
-            "strides": spec.strides,
-            "group_size": spec.group_size,
-        }
-        x = self._conv_norm(x, "conv_exp", "bn1", train, features=self._inner(x), **sizes)
+        inner, group_size = self._inner(x), self.spec.group_size
+        x = self._main(x, "conv_exp", "bn1", train, features=inner, group_size=group_size)
         x = self._attend(x, train, "mid")
-        last = {"kernel_size": spec.project_size, "activate": spec.project_activation}
-        return self._conv_norm(x, "conv_pwl", "bn2", train, features=spec.features, **last)
+        return self._project(x, "conv_pwl", "bn2", train)
 
 
 BLOCKS: dict[str, type[InvertedResidualBlock]] = {
@@ -531,7 +541,7 @@ class InvertedResidualNet(nn.Module):
     def setup(self) -> None:
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm = functools.partial(self.norm, **dtypes)
-        conv = functools.partial(Conv, kernel_init=fan_out_of(1), **dtypes)
+        conv: LayerFactory = functools.partial(Conv, kernel_init=fan_out_of(1), **dtypes)
         self.conv_stem = conv(
             self.stem_features,
             self.stem_kernel_size,
@@ -617,9 +627,9 @@ class InvertedResidualNet(nn.Module):
             activation=activation,
             norm=norm,
             padding=self.padding,
-            attention=chosen and chosen.with_defaults(**dtypes),
+            attention=chosen.with_defaults(**dtypes) if chosen is not None else None,
             position=position,
-            context=context and context.with_defaults(**dtypes),
+            context=context.with_defaults(**dtypes) if context is not None else None,
             drop_path=self.drop_path * index / len(rows),
             **dtypes,
         )
@@ -646,7 +656,10 @@ class InvertedResidualNet(nn.Module):
         """torchvision's Sequentials: convolutions with their norms, and what stands between."""
         layout = self.torchvision
         nested = layout == "efficientnet"
-        renames = [("features.0.0", "conv_stem"), ("features.0.1", "bn1")]
+        renames: list[tuple[str, ...]] = [
+            ("features.0.0", "conv_stem"),
+            ("features.0.1", "bn1"),
+        ]
         index = 0
         for stage, rows in enumerate(self.stages):
             for block, spec in enumerate(rows):

@@ -336,8 +336,10 @@ def edgetpu_v2(features: tuple[int, ...], group_size: int) -> Stages:
         (edge(second, 3, 2, 8), grouped(second)),
         (edge(third, 3, 2, 8), grouped(third), edge(third, 3, 1, 4), grouped(third)),
         *(
-            (inverted(width, 3, strides, 8), inverted(width, 3, 1, 4, repeats=3))
-            for width, strides in zip(middle, (2, 1, 2), strict=True)
+            (first_kind(width, 3, strides, 8), inverted(width, 3, 1, 4, repeats=3))
+            for first_kind, width, strides in zip(
+                (edge, inverted, inverted), middle, (2, 1, 2), strict=True
+            )
         ),
         (inverted(last, 3, 1, 8),),
     )

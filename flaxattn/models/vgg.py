@@ -15,7 +15,7 @@ from flaxattn.attention.shared_attention import apply_next
 from flaxattn.conv import Conv, Initializer, kaiming_fan_out
 from flaxattn.errors import InputError, unknown
 from flaxattn.models.head import Classifier
-from flaxattn.models.placement import Placement, conv_name, place, same_shape
+from flaxattn.models.placement import LayerFactory, Placement, conv_name, place, same_shape
 from flaxattn.norm import BatchNorm
 from flaxattn.resize import adaptive_average_pool
 
@@ -130,7 +130,9 @@ class VGG(nn.Module):
 
     def setup(self) -> None:
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = functools.partial(Conv, kernel_size=3, kernel_init=self.kernel_init, **dtypes)
+        conv: LayerFactory = functools.partial(
+            Conv, kernel_size=3, kernel_init=self.kernel_init, **dtypes
+        )
         for stage, block in self._positions():
             setattr(self, conv_name(stage, block), conv(self.feature_channels[stage - 1]))
             if self.batch_norm:
@@ -138,7 +140,9 @@ class VGG(nn.Module):
             name = self._attention_name(stage, block)
             if name is not None and name not in self._state.children:
                 setattr(self, name, self.attention.with_defaults(**dtypes)())
-        fully = functools.partial(Conv, padding=0, kernel_init=nn.initializers.normal(0.01))
+        fully: LayerFactory = functools.partial(
+            Conv, padding=0, kernel_init=nn.initializers.normal(0.01)
+        )
         self.fc6 = fully(self.hidden_features, _HEAD_SIZE, **dtypes)
         self.fc7 = fully(self.hidden_features, **dtypes)
         self.drop = nn.Dropout(self.dropout)
