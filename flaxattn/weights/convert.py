@@ -105,8 +105,10 @@ def _fill(targets, tensors, renames: Table) -> tuple[dict[tuple, np.ndarray], li
 
 def _ours(tensor: np.ndarray, leaf: str, layout: str, shape: Sequence[int]) -> np.ndarray:
     """A torch tensor with its axes in our order; still without regard to axes of one."""
-    if layout == "linear" and leaf == "kernel" and tensor.size == math.prod(shape):
-        tensor = tensor.reshape(shape[-1], shape[-2], *shape[:-2])
+    if layout == "linear" and leaf == "kernel":
+        matrix = (shape[-1], math.prod(shape[:-1]))
+        if tensor.shape == matrix:
+            tensor = tensor.reshape(shape[-1], shape[-2], *shape[:-2])
     if layout == "flat" and tensor.size == math.prod(shape):
         tensor = tensor.reshape(shape[0], shape[-1], shape[-2], *shape[1:-2])
     if layout in ("stacked", "flat") and tensor.ndim > 2:
