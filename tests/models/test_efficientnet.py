@@ -43,8 +43,10 @@ NAMES = [*MOBILENETS, *EFFICIENTNETS]
 LARGE = {
     name
     for name in NAMES
-    if name.endswith(("_b5", "_b6", "_b7", "_b8", "_l2", "v2_m", "v2_l", "v2_xl", "_rw_m"))
-    or name.endswith(("mixnet_l", "mixnet_xl", "mixnet_xxl", "fbnetv3_d", "fbnetv3_g"))
+    if name.endswith(("_b3", "_b4", "_b5", "_b6", "_b7", "_b8", "_l2", "v2_m", "v2_l", "v2_xl"))
+    or name.endswith(
+        ("mixnet_l", "mixnet_xl", "mixnet_xxl", "fbnetv3_d", "fbnetv3_g", "_rw_m", "el")
+    )
 }
 # Where timm's own default differs from what its weights were trained with.
 TIMM_FIELDS = {"fbnetc_100": {"bn_eps": 1e-3}}
@@ -83,7 +85,7 @@ def test_names_shapes_and_counts_are_the_references(name):
         found = references(name)
     assert found
     shapes = abstract(model)
-    zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+    zeros = jax.tree.map(lambda leaf: np.broadcast_to(False, leaf.shape), shapes)
     for naming, reference in found.items():
         theirs = {key: tuple(tensor.shape) for key, tensor in reference.state_dict().items()}
         theirs = {key: shape for key, shape in theirs.items() if "num_batches" not in key}
