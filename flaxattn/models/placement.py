@@ -30,8 +30,8 @@ class Placement:
         factory: a Linen class, a classmethod that makes one, or a `functools.partial` of either.
         stages: "all" or the stages' numbers, from 1; a single one may stand for itself.
         blocks: of these stages: "all", "last", or the blocks' indices, from 0 (layer2_0); likewise.
-            "gated" are, where the architecture has attention of its own in some blocks
-            (`InvertedResidualNet`), those.
+            "gated" are those in which the architecture has attention of its own, for a backbone
+            that has such blocks (`InvertedResidualNet`).
         after: instead of stages and blocks, names of convolutions, where they have names (`VGG`).
         position: of an attention layer in the residual branch: "out", after the last norm before
             the add, or "mid", after the middle convolution, its norm and its activation.
@@ -52,7 +52,7 @@ class Placement:
             object.__setattr__(self, "after", (self.after,))
         for name in ("stages", "blocks", "after"):
             value = getattr(self, name)
-            if value is None:
+            if name == "after" and value is None:
                 continue
             if not isinstance(value, Iterable):
                 object.__setattr__(self, name, (value,))

@@ -11,7 +11,7 @@ import torch
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from flaxattn import BatchNorm, InputError, create_model, weights
+from flaxattn import BatchNorm, InputError, create_model
 from flaxattn.attention import EfficientChannel, SelectiveKernel, SqueezeExcite
 from flaxattn.models.efficientnet import EFFICIENTNETS
 from flaxattn.models.inverted_residual import (
@@ -28,8 +28,8 @@ from flaxattn.models.inverted_residual import (
 )
 from flaxattn.models.mobilenet import MOBILENETS, TF_NORM
 from flaxattn.models.placement import Placement
-from tests.attention import parity
-from tests.models.test_resnet import LOGITS, check, images
+from tests.models.networks import X, check_logits, check_names, shapes_of
+from tests.models.test_resnet import LOGITS, check
 from tests.torch_reference.torchvision_shim import timm, torchvision
 
 EfficientNet = timm.models.efficientnet.EfficientNet
@@ -50,7 +50,6 @@ LARGE = {
 }
 # Where timm's own default differs from what its weights were trained with.
 TIMM_FIELDS = {"fbnetc_100": {"bn_eps": 1e-3}}
-X = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
 
 everywhere = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LARGE else []) for n in NAMES]
@@ -67,11 +66,6 @@ def references(name):
     return found
 
 
-@functools.cache
-def shapes_of(model):
-    return jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), X)
-
-
 def abstract(model):
     """Shapes of the variables, which follow from the table and not from what is reset here."""
     plain = {"norm": BatchNorm, "padding": "symmetric", "dropout": 0.0, "torchvision": None}
@@ -83,20 +77,7 @@ def test_names_shapes_and_counts_are_the_references(name):
     model = create_model(name)
     with torch.device("meta"):
         found = references(name)
-    assert found
-    shapes = abstract(model)
-    zeros = jax.tree.map(lambda leaf: np.broadcast_to(False, leaf.shape), shapes)
-    for naming, reference in found.items():
-        theirs = {key: tuple(tensor.shape) for key, tensor in reference.state_dict().items()}
-        theirs = {key: shape for key, shape in theirs.items() if "num_batches" not in key}
-        ours = weights.to_torch(zeros, naming, module=model)
-        assert {key: array.shape for key, array in ours.items()} == theirs
-        count = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
-        assert count == sum(parameter.numel() for parameter in reference.parameters())
-        if naming == "timm":
-            info = reference.feature_info
-            assert list(model.feature_channels) == [level["num_chs"] for level in info]
-            assert list(model.feature_strides) == [level["reduction"] for level in info]
+    check_names(model, abstract(model), found)
 
 
 # A network with a row of every kind, and timm's words for it.
@@ -188,33 +169,14 @@ def test_a_head_that_pools_first_is_timms(record_property):
     check(record_property, name, model, reference, size=(35, 52), dtype="float64", naming="timm")
 
 
-def load(model, reference, x, naming):
-    state = {key: tensor.numpy() for key, tensor in reference.state_dict().items()}
-    return state, weights.load(model, state, x.shape, naming)
-
-
-def check_logits(record_property, name, naming, reference, size, dtype):
-    """Logits in eval mode of one image, and the weights there and back."""
-    parity.randomise(reference, np.random.default_rng(0))
-    reference = reference.to(getattr(torch, dtype)).eval()
-    x = images(size, batch=1).astype(dtype)
-    fields = {"norm": TF_NORM} if naming == "torchvision" and name in TV_NORMS else {}
-    with jax.enable_x64(dtype == "float64"):
-        model = create_model(name, param_dtype=jnp.dtype(dtype), **fields)
-        state, variables = load(model, reference, x, naming)
-        back = weights.to_torch(variables, naming, module=model)
-        assert back.keys() == {key for key in state if "num_batches" not in key}
-        assert all(np.array_equal(back[key], state[key]) for key in back)
-        ours = jax.jit(model.apply)(variables, x)
-        with torch.no_grad():
-            theirs = reference(torch.tensor(parity.to_channels_first(x))).numpy()
-        error = parity.difference(ours, theirs)
-    record_property("parity", (name, f"logits {dtype}", error, LOGITS[dtype]))
-    assert error <= LOGITS[dtype], f"{name}: logits differ by {error:.1e}"
-
-
 # torchvision's last three have TensorFlow's epsilon; timm's networks of these names have torch's.
-TV_NORMS = {"efficientnet_b5", "efficientnet_b6", "efficientnet_b7"}
+TORCHVISION_FIELDS = {f"efficientnet_b{n}": {"norm": TF_NORM} for n in (5, 6, 7)}
+
+
+def model_like(name, naming):
+    """The network with the function that the source of this naming gives it."""
+    fields = TORCHVISION_FIELDS.get(name, {}) if naming == "torchvision" else {}
+    return create_model(name, **fields)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +189,8 @@ TV_NORMS = {"efficientnet_b5", "efficientnet_b6", "efficientnet_b7"}
     ids=str,
 )
 def test_small_networks_are_the_references(name, naming, size, dtype, record_property):
-    check_logits(record_property, name, naming, references(name)[naming], size, dtype)
+    model, reference = model_like(name, naming), references(name)[naming]
+    check_logits(record_property, name, model, reference, size=size, dtype=dtype, naming=naming)
 
 
 def own_size(name):
@@ -245,19 +208,16 @@ def test_logits_are_the_references(name, size, dtype, record_property):
     side = own_size(name)
     size = (side, side) if size == "own" else (65, 97)
     for naming, reference in references(name).items():
-        check_logits(record_property, name, naming, reference, size, dtype)
-
-
-def features_of(model, x):
-    variables = jax.eval_shape(model.init, jax.random.key(0), x)
-    return jax.eval_shape(functools.partial(model.apply, method="features"), variables, x)
+        model = model_like(name, naming)
+        check_logits(record_property, name, model, reference, size=size, dtype=dtype, naming=naming)
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "tf_efficientnet_lite0", "lcnet_035"])
 def test_features_have_the_stated_channels_and_strides(name):
     model = create_model(name)
     x = jax.ShapeDtypeStruct((2, 65, 96, 1), jnp.float32)
-    assert [m.shape for m in features_of(model, x)] == [
+    run = functools.partial(model.apply, method="features")
+    assert [m.shape for m in jax.eval_shape(run, shapes_of(model, x), x)] == [
         (2, -(-65 // stride), -(-96 // stride), channels)
         for channels, stride in zip(model.feature_channels, model.feature_strides, strict=True)
     ]

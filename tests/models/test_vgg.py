@@ -15,11 +15,11 @@ from flaxattn.attention import EfficientChannel, SelectiveKernel
 from flaxattn.models import Placement
 from flaxattn.models.vgg import VGG, VGGS
 from tests.attention import parity
+from tests.models.networks import X, check_logits, check_names, load_and_back, shapes_of
 from tests.models.test_resnet import LOGITS, check, images
 from tests.torch_reference.dual_attention import DualAttention
 from tests.torch_reference.torchvision_shim import timm, torchvision
 
-X = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
 SIZES = {"small": (1, 1, 1, 1, 2), "16": (2, 2, 3, 3, 3)}
 HEADS = {"torchvision": "fixed", "timm": "sliding"}
 # torchvision's and timm's words for a small network.
@@ -30,27 +30,12 @@ def references(name):
     return {"torchvision": torchvision.models.get_model(name), "timm": timm.create_model(name)}
 
 
-def shapes_of(model, x=X):
-    return jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), x)
-
-
 @pytest.mark.parametrize("name", VGGS)
 def test_names_shapes_and_counts_are_the_references(name):
     model = create_model(name)
     with torch.device("meta"):
         found = references(name)
-    shapes = shapes_of(model)
-    zeros = jax.tree.map(lambda leaf: np.broadcast_to(False, leaf.shape), shapes)
-    for naming, reference in found.items():
-        theirs = {key: tuple(tensor.shape) for key, tensor in reference.state_dict().items()}
-        theirs = {key: shape for key, shape in theirs.items() if "num_batches" not in key}
-        ours = weights.to_torch(zeros, naming, module=model)
-        assert {key: array.shape for key, array in ours.items()} == theirs
-        count = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
-        assert count == sum(parameter.numel() for parameter in reference.parameters())
-    info = found["timm"].feature_info
-    assert list(model.feature_channels) == [level["num_chs"] for level in info]
-    assert list(model.feature_strides) == [level["reduction"] for level in info]
+    check_names(model, shapes_of(model), found)
 
 
 def small(naming, batch_norm):
@@ -93,44 +78,23 @@ def test_small_networks_are_the_references(naming, batch_norm, size, dtype, reco
     check(record_property, name, model, reference, size=size, dtype=dtype, naming=naming)
 
 
-def check_logits(record_property, name, naming, reference, size, dtype):
-    """Logits in eval mode of one image, and the weights there and back."""
-    parity.randomise(reference, np.random.default_rng(0))
-    reference = reference.to(getattr(torch, dtype)).eval()
-    x = images(size, batch=1).astype(dtype)
-    with jax.enable_x64(dtype == "float64"):
-        model = create_model(name, head=HEADS[naming], param_dtype=jnp.dtype(dtype))
-        state = {key: tensor.numpy() for key, tensor in reference.state_dict().items()}
-        variables = weights.load(model, state, x.shape, naming)
-        back = weights.to_torch(variables, naming, module=model)
-        assert back.keys() == {key for key in state if "num_batches" not in key}
-        assert all(np.array_equal(back[key], state[key]) for key in back)
-        ours = jax.jit(model.apply)(variables, x)
-        with torch.no_grad():
-            theirs = reference(torch.tensor(parity.to_channels_first(x))).numpy()
-        error = parity.difference(ours, theirs)
-    record_property("parity", (name, f"logits {dtype}", error, LOGITS[dtype]))
-    assert error <= LOGITS[dtype], f"{name}: logits differ by {error:.1e}"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", LOGITS)
 @pytest.mark.parametrize("size", [(224, 224), (65, 257)], ids=str)
 @pytest.mark.parametrize("name", VGGS)
 def test_logits_are_the_references(name, size, dtype, record_property):
     for naming, reference in references(name).items():
-        check_logits(record_property, name, naming, reference, size, dtype)
+        model = create_model(name, head=HEADS[naming])
+        check_logits(record_property, name, model, reference, size=size, dtype=dtype, naming=naming)
 
 
 @pytest.mark.parametrize(("naming", "batch_norm"), [("torchvision", False), ("timm", True)])
 def test_weights_go_there_and_back_bit_for_bit_and_the_naming_is_found(naming, batch_norm):
     model, reference = small(naming, batch_norm)
+    found = load_and_back(model, reference, (1, 32, 32, 3), naming)
     state = {key: tensor.numpy() for key, tensor in reference.state_dict().items()}
-    variables = weights.load(model, state, (1, 32, 32, 3))
-    back = weights.to_torch(variables, naming, module=model)
-    assert back.keys() == {key for key in state if "num_batches" not in key}
-    for key, tensor in back.items():
-        np.testing.assert_array_equal(tensor, state[key])
+    by_itself = weights.load(model, state, (1, 32, 32, 3))
+    jax.tree.map(np.testing.assert_array_equal, by_itself, found)
 
 
 def test_a_matrix_of_another_width_is_misshapen():
@@ -165,7 +129,8 @@ def test_dtypes_and_no_classes():
 def test_dropout_acts_after_both_hidden_layers_in_train_mode_only():
     model = VGG((1, 1, 1, 1, 1), width=1, hidden_features=512, num_classes=0, dropout=0.5)
     x = jnp.ones((1, 32, 32, 3))
-    variables = jax.tree.map(lambda leaf: jnp.ones(leaf.shape) / 100, shapes_of(model, x))
+    shapes = shapes_of(model)
+    variables = jax.tree.map(lambda leaf: jnp.ones(leaf.shape) / 100, shapes)
 
     @jax.jit
     def run(key):
@@ -236,7 +201,7 @@ def test_attention_sees_what_the_relu_answers_and_the_next_layer_its_answer():
     x = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
     rng = np.random.default_rng(0)
     variables = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.uniform(0.1, 1, leaf.shape), leaf.dtype), shapes_of(model, x)
+        lambda leaf: jnp.asarray(rng.uniform(0.1, 1, leaf.shape), leaf.dtype), shapes_of(model)
     )
     _, moved = jax.jit(
         functools.partial(
@@ -273,17 +238,16 @@ def test_the_articles_vgg16_loads(after, index, record_property):
         num_classes=7,
         attention={"name": "sca", "after": after},
     )
-    state = {key: tensor.numpy() for key, tensor in reference.state_dict().items()}
-    x = images((33, 40), batch=1).astype("float32")
-    variables = weights.load(model, state, x.shape, "articles")
-    back = weights.to_torch(variables, "articles", module=model)
-    assert back.keys() == state.keys()
-    ours = jax.jit(model.apply)(variables, x)
-    with torch.no_grad():
-        theirs = reference.eval()(torch.tensor(parity.to_channels_first(x))).numpy()
-    error = parity.difference(ours, theirs)
-    record_property("parity", (f"article's vgg16, {after}", "logits float32", error, 1e-4))
-    assert error <= 1e-4
+    row = f"article's vgg16, {after}"
+    check_logits(
+        record_property,
+        row,
+        model,
+        reference,
+        size=(33, 40),
+        dtype="float32",
+        naming="articles",
+    )
 
 
 @pytest.mark.parametrize(
