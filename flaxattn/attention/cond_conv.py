@@ -35,20 +35,22 @@ class CondConv(nn.Module):
 
     Fields:
         features: channels of the answer.
-        kernel_size, strides, dilation, groups: of the convolution.
+        kernel_size, strides, padding, dilation, groups: of the convolution; as `Conv` it keeps the
+            size at stride 1 without `padding`.
         num_experts: E.
         use_bias: a bias from each expert, mixed like the kernels.
         kernel_init: of each expert's kernel, and of routing_fn.
 
     Biases start at zero, where timm draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
-    Raises InputError for an even kernel, groups that do not divide the channels, no expert at all,
-    and a `routing` of another shape.
+    Raises InputError for an even kernel without padding, groups that do not divide the channels, no
+    expert at all, and a `routing` of another shape.
     """
 
     features: int
     kernel_size: int = 3
     strides: int = 1
+    padding: int | None = None
     dilation: int = 1
     groups: int = 1
     num_experts: int = 8
@@ -95,4 +97,4 @@ class CondConv(nn.Module):
                 f"{(x.shape[0], self.num_experts)}."
             )
         self.sow("intermediates", "attention", routing)
-        return mixed_convolution(self, x, routing)
+        return mixed_convolution(self, x, routing, padding=self.padding)

@@ -13,10 +13,10 @@ from flaxattn.errors import InputError
 from flaxattn.precision import at_least_float32
 
 
-def mixed_convolution(layer: Any, x: Array, weights: Array) -> Array:
+def mixed_convolution(layer: Any, x: Array, weights: Array, *, padding: int | None = None) -> Array:
     """x_n convolved with sum_k weights_nk kernels_k, plus sum_k weights_nk biases_k.
 
-    (N, H, W, C) -> (N, H', W', features), padded as by `Conv`, in x's dtype.
+    (N, H, W, C) -> (N, H', W', features) in x's dtype.
 
     Args:
         layer: the calling one, whose fields features, kernel_size, strides, dilation, groups,
@@ -25,6 +25,7 @@ def mixed_convolution(layer: Any, x: Array, weights: Array) -> Array:
             of the K is initialised as a kernel by itself.
         x: the input.
         weights: (N, K), in float32 or wider. The kernels are mixed in its dtype.
+        padding: zeros on each side; None for as many as keep the size at stride 1, as in `Conv`.
 
     For each of the k * k taps of the kernel the map, shifted, is multiplied by the samples' own
     matrices, and the products are added up. That is exact, and of the five ways measured (8 maps of
@@ -39,7 +40,8 @@ def mixed_convolution(layer: Any, x: Array, weights: Array) -> Array:
 
     K convolutions also hold K answers at a time, and patches k * k times the input.
     """
-    size = require_odd(layer.kernel_size)
+    size = layer.kernel_size if padding is not None else require_odd(layer.kernel_size)
+    margin = layer.dilation * (size - 1) // 2 if padding is None else padding
     require_convolution(layer, x.shape[-1])
     count = weights.shape[-1]
     dtype = layer.dtype or x.dtype
@@ -61,6 +63,7 @@ def mixed_convolution(layer: Any, x: Array, weights: Array) -> Array:
         x.astype(dtype),
         kernels,
         strides=layer.strides,
+        margin=margin,
         dilation=layer.dilation,
         groups=layer.groups,
     )
@@ -70,14 +73,16 @@ def mixed_convolution(layer: Any, x: Array, weights: Array) -> Array:
     return y.astype(x.dtype)
 
 
-@partial(jax.jit, static_argnames=("strides", "dilation", "groups"))
-def _by_taps(x: Array, kernels: Array, *, strides: int, dilation: int, groups: int) -> Array:
+@partial(jax.jit, static_argnames=("strides", "margin", "dilation", "groups"))
+def _by_taps(
+    x: Array, kernels: Array, *, strides: int, margin: int, dilation: int, groups: int
+) -> Array:
     """x_n convolved with kernels_n, (N, k, k, C / groups, features), in float32 or wider."""
     wide = at_least_float32(x.dtype)
     _, size, _, inner, features = kernels.shape
-    margin = dilation * (size - 1) // 2
     padded = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-    height, width = (-(-extent // strides) for extent in x.shape[1:3])
+    reach = dilation * (size - 1)
+    height, width = ((extent - reach - 1) // strides + 1 for extent in padded.shape[1:3])
 
     def shifted(row: int, column: int) -> Array:
         top, left = row * dilation, column * dilation

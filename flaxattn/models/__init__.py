@@ -8,8 +8,11 @@ from typing import Any
 from flax import linen as nn
 
 from flaxattn.errors import unknown
+from flaxattn.models.efficientnet import EFFICIENTNETS
+from flaxattn.models.mobilenet import MOBILENETS
 from flaxattn.models.placement import Placement
 from flaxattn.models.resnet import BasicBlock, Bottleneck, ResNet
+from flaxattn.models.vgg import VGGS
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet10": functools.partial(ResNet, stage_sizes=(1, 1, 1, 1), block="basic"),
@@ -18,6 +21,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), block="bottleneck"),
     "resnet101": functools.partial(ResNet, stage_sizes=(3, 4, 23, 3), block="bottleneck"),
     "resnet152": functools.partial(ResNet, stage_sizes=(3, 8, 36, 3), block="bottleneck"),
+    **VGGS,
+    **MOBILENETS,
+    **EFFICIENTNETS,
 }
 
 

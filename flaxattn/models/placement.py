@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from flax import linen as nn
+from jax import Array
 
 from flaxattn.attention import ATTENTION, create_attention
 from flaxattn.errors import InputError, unknown
@@ -19,7 +20,6 @@ _ROLES = {
     "context": ("recalibrate", "context"),
 }
 _BLOCKS = {"attention": "all", "conv": "all", "context": "last"}
-_POSITIONS = ("out", "mid")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,11 @@ class Placement:
         factory: a Linen class, a classmethod that makes one, or a `functools.partial` of either.
         stages: "all" or the stages' numbers, from 1; a single one may stand for itself.
         blocks: of these stages: "all", "last", or the blocks' indices, from 0 (layer2_0); likewise.
+            "gated" are those in which the architecture has attention of its own, for a backbone
+            that has such blocks (`InvertedResidualNet`).
+        after: instead of stages and blocks, names of convolutions, where they have names (`VGG`).
         position: of an attention layer in the residual branch: "out", after the last norm before
-            the add, or "mid", after the middle convolution, its norm and its ReLU.
+            the add, or "mid", after the middle convolution, its norm and its activation.
         share: whether these blocks of a stage have one and the same layer, with its weights once in
             the backbone. One that carries a state from map to map, by a `step` such as that of
             DenseImplicit, carries it from block to block.
@@ -42,10 +45,15 @@ class Placement:
     blocks: Any = "all"
     position: str = "out"
     share: bool = False
+    after: Any = None
 
     def __post_init__(self) -> None:
-        for name in ("stages", "blocks"):
+        if isinstance(self.after, str):
+            object.__setattr__(self, "after", (self.after,))
+        for name in ("stages", "blocks", "after"):
             value = getattr(self, name)
+            if name == "after" and value is None:
+                continue
             if not isinstance(value, Iterable):
                 object.__setattr__(self, name, (value,))
             elif not isinstance(value, str):
@@ -61,10 +69,17 @@ class Placement:
         """Whether the blocks' one layer carries a state from block to block."""
         return self.share and hasattr(self.layer, "step")
 
-    def covers(self, stage: int, block: int, stage_size: int) -> bool:
-        """Whether block `block` of the `stage_size` blocks of stage `stage` has the layer."""
+    def covers(self, stage: int, block: int, stage_size: int, gated: bool = False) -> bool:
+        """Whether block `block` of the `stage_size` blocks of stage `stage` has the layer.
+
+        `gated` says whether the architecture has attention of its own there.
+        """
+        if self.after is not None:
+            return conv_name(stage, block) in self.after
         if self.stages != "all" and stage not in self.stages:
             return False
+        if self.blocks == "gated":
+            return gated
         if self.blocks == "last":
             return block == stage_size - 1
         return self.blocks == "all" or block in self.blocks
@@ -78,34 +93,53 @@ class Placement:
         )
 
 
-def place(slot: str, value: Any, stage_sizes: Sequence[int]) -> Placement | None:
+def conv_name(stage: int, block: int) -> str:
+    """What VGG's authors call convolution `block`, from 0, of stage `stage`: conv5_3."""
+    return f"conv{stage}_{block + 1}"
+
+
+def place(
+    slot: str,
+    value: Any,
+    stage_sizes: Sequence[int],
+    *,
+    positions: Sequence[str] = ("out", "mid"),
+    gated: bool = False,
+    named: bool = False,
+) -> Placement | None:
     """The placement that `value` describes for a slot of a backbone.
 
     Args:
         slot: "attention", "conv" or "context".
         value: None; a mechanism's name; a mapping with that `name`, its `variant`, the `stages`,
-            `blocks`, `position` and `share` of a `Placement`, and the layer's own fields; a layer
-            factory; or a `Placement`.
+            `blocks`, `after`, `position` and `share` of a `Placement`, and the layer's own fields;
+            a layer factory; or a `Placement`.
         stage_sizes: the number of blocks in each stage.
+        positions: that the backbone has for attention, the usual one first.
+        gated: whether the architecture has attention of its own in some blocks.
+        named: whether its blocks are convolutions with names, for `after`.
 
-    Without `blocks`, attention and conv stand in every block, context after each stage's last one;
-    a `Placement` stands in the blocks that it says itself, by default in all.
+    Without `blocks`, attention stands in the blocks that have it by architecture, or in every block
+    where none has; conv in every block, context after each stage's last one. A `Placement` stands
+    where it says itself, by default in all blocks.
 
     Raises InputError for an unknown mechanism, variant or field, a layer whose role the slot does
-    not take, an instance (its weights would be shared between blocks), stages or blocks that do
-    not exist or are none, and `share` where it cannot be: in the conv slot, whose layers change
-    their maps, and with a layer that carries a state, except at position "out".
+    not take, an instance (its weights would be shared between blocks), stages, blocks, positions or
+    convolutions that do not exist or are none, and `share` where it cannot be: in the conv slot,
+    whose layers change their maps, and with a layer that carries a state, except at position "out".
     """
     if value is None:
         return None
+    usual_blocks = "gated" if slot == "attention" and gated else _BLOCKS[slot]
     if isinstance(value, str):
         value = {"name": value}
     if hasattr(value, "keys"):  # ml_collections.ConfigDict is no Mapping
-        value = _from_mapping(slot, dict(value))
+        value = _from_mapping(slot, dict(value), usual_blocks, positions[0])
     elif not isinstance(value, Placement):
-        value = Placement(value, blocks=_BLOCKS[slot])
+        value = Placement(value, blocks=usual_blocks, position=positions[0])
     _require_role(slot, value)
-    _require_existing(slot, value, stage_sizes)
+    _require_existing(slot, value, stage_sizes, positions, gated)
+    _require_named(slot, value, stage_sizes, named)
     _require_shareable(slot, value)
     return value
 
@@ -123,7 +157,19 @@ def namings(slots: Mapping[str, Placement | None]) -> dict[str, tuple[tuple[str,
     return tables
 
 
-def _from_mapping(slot: str, fields: dict[str, Any]) -> Placement:
+def same_shape(layer: nn.Module, x: Array, y: Array) -> Array:
+    """y, what `layer` answers for x, or InputError if its shape is not x's."""
+    if y.shape != x.shape:
+        raise InputError(
+            f"{type(layer).__name__} answers {y.shape} for a map {x.shape}: in a block use one "
+            f"that keeps the shape, such as output='scaled'."
+        )
+    return y
+
+
+def _from_mapping(
+    slot: str, fields: dict[str, Any], usual_blocks: str, usual_position: str
+) -> Placement:
     if "name" not in fields:
         raise InputError(
             f"{slot}={fields!r} does not say which mechanism: add name=..., one of "
@@ -136,12 +182,13 @@ def _from_mapping(slot: str, fields: dict[str, Any]) -> Placement:
         if field in fields:
             raise InputError(f"{field} in the {slot} slot is for the block to give: leave it out.")
     stages = fields.pop("stages", "all")
-    blocks = fields.pop("blocks", _BLOCKS[slot])
-    position, share = fields.pop("position", "out"), fields.pop("share", False)
+    after = fields.pop("after", None)
+    blocks = fields.pop("blocks", usual_blocks if after is None else "all")
+    position, share = fields.pop("position", usual_position), fields.pop("share", False)
     supplied = _supplied_by_block(name)
     create_attention(name, variant=variant, **{**supplied, **fields}, parent=None)  # or InputError
     factory = ATTENTION[name] if variant is None else getattr(ATTENTION[name], variant)
-    return Placement(functools.partial(factory, **fields), stages, blocks, position, share)
+    return Placement(functools.partial(factory, **fields), stages, blocks, position, share, after)
 
 
 def _supplied_by_block(name: str) -> dict[str, Any]:
@@ -210,10 +257,16 @@ def _require_role(slot: str, placement: Placement) -> None:
     )
 
 
-def _require_existing(slot: str, placement: Placement, stage_sizes: Sequence[int]) -> None:
-    if slot == "attention" and placement.position not in _POSITIONS:
-        raise unknown("position", placement.position, _POSITIONS)
-    for field in ("stages", "blocks"):
+def _require_existing(
+    slot: str,
+    placement: Placement,
+    stage_sizes: Sequence[int],
+    positions: Sequence[str],
+    gated: bool,
+) -> None:
+    if slot == "attention" and placement.position not in positions:
+        raise unknown("position", placement.position, positions)
+    for field in ("stages", "blocks", "after"):
         if getattr(placement, field) == ():
             raise InputError(f"{slot} {field}=() places nothing: use 'all' or name at least one.")
     count = len(stage_sizes)
@@ -227,6 +280,8 @@ def _require_existing(slot: str, placement: Placement, stage_sizes: Sequence[int
             raise InputError(f"{slot} in stage {stage!r}: the backbone has stages 1 to {count}.")
     if placement.blocks in ("all", "last"):
         return
+    if placement.blocks == "gated" and gated:
+        return
     if isinstance(placement.blocks, str):
         raise InputError(
             f"{slot} blocks={placement.blocks!r}: use 'all', 'last' or a tuple of indices from 0."
@@ -238,6 +293,28 @@ def _require_existing(slot: str, placement: Placement, stage_sizes: Sequence[int
                     f"{slot} in block {block!r} of stage {stage}: that stage has blocks 0 to "
                     f"{stage_sizes[stage - 1] - 1}; name the stages meant, or blocks they all have."
                 )
+
+
+def _require_named(
+    slot: str, placement: Placement, stage_sizes: Sequence[int], named: bool
+) -> None:
+    if placement.after is None:
+        return
+    if not named:
+        raise InputError(
+            f"{slot} after={placement.after}: only VGG's convolutions go by such names; use "
+            f"stages=... and blocks=... ."
+        )
+    if (placement.stages, placement.blocks) != ("all", "all"):
+        raise InputError(
+            f"{slot} after={placement.after} with stages or blocks: name the convolutions, or "
+            f"their stages and blocks."
+        )
+    sizes = enumerate(stage_sizes, start=1)
+    names = [conv_name(stage, block) for stage, size in sizes for block in range(size)]
+    for name in placement.after:
+        if name not in names:
+            raise unknown("convolution", name, names)
 
 
 def _require_shareable(slot: str, placement: Placement) -> None:

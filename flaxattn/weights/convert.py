@@ -144,6 +144,10 @@ def _ours(tensor: np.ndarray, leaf: str, layout: str, shape: Sequence[int]) -> n
     """A tensor with its axes in our order; still without regard to axes of one."""
     if layout == FLAX:
         return tensor
+    if layout == "linear" and leaf == "kernel":
+        matrix = (shape[-1], math.prod(shape[:-1]))
+        if tensor.shape == matrix:
+            tensor = tensor.reshape(shape[-1], shape[-2], *shape[:-2])
     if layout == "flat" and tensor.size == math.prod(shape):
         tensor = tensor.reshape(shape[0], shape[-1], shape[-2], *shape[1:-2])
     if layout in ("stacked", "flat") and tensor.ndim > 2:
@@ -164,8 +168,8 @@ def _theirs(array: np.ndarray, leaf: str, layout: str) -> np.ndarray:
     elif layout == "matrix":
         array = array.reshape(array.shape[-2:])
     elif leaf == "kernel":
-        array = array.reshape(array.shape[-2:]) if layout == "linear" else array
         array = array.transpose(-1, -2, *range(array.ndim - 2))
+        array = array.reshape(len(array), -1) if layout == "linear" else array
     elif not layout.strip("1n") and layout.count("n") == array.ndim > 0:
         sizes = iter(array.shape)
         array = array.reshape([next(sizes) if axis == "n" else 1 for axis in layout])

@@ -1,15 +1,16 @@
 """Which torch tensor a Flax array is, by name, and how torch lays it out.
 
-Submodules carry the reference's names, so one rule serves all: parts of the path join with dots, a
-trailing index leaves its parent (layer1_0 -> layer1.0), and the leaf takes torch's word (kernel and
-scale -> weight, mean -> running_mean, var -> running_var).
+Submodules carry the reference's names, so one rule serves all: parts of the path join with dots,
+trailing indices leave their parents (layer1_0 -> layer1.0, blocks_2_0 -> blocks.2.0), and the leaf
+takes torch's word (kernel and scale -> weight, mean -> running_mean, var -> running_var).
 
 Where a source names a thing otherwise, the class of that thing says so in `namings`, a mapping from
 the source's name to renames (foreign, ours) of dotted parts of a path. A rename holds wherever its
 parts occur, the longest first; one that ends at the array itself gives the whole rest of the key.
 A third element is the source's layout, where the general rule (see `convert`) does not find it:
 
-    "linear"    a matrix (O, I), nn.Linear's, of what is a 1x1 convolution here
+    "linear"    a matrix (O, I), nn.Linear's, of what is a 1x1 convolution here, or (O, I * H * W)
+                of what is one of a whole map
     "matrix"    a matrix (I, O), Theano's and TensorFlow's, of the same
     "stacked"   kernels (K, O, I, *spatial) of what is (K, *spatial, I, O) here
     "flat"      the same kernels as a matrix (K, O * I * ...)
@@ -53,7 +54,7 @@ def torch_name(path: Sequence[str], table: Table) -> TorchName:
                 break
         else:
             if len(left) > 1:
-                parts.append(re.sub(r"_(\d+)$", r".\1", left.pop(0)))
+                parts.append(re.sub(r"_(\d+)(?=(_\d+)*$)", r".\1", left.pop(0)))
                 layout = ""
             else:
                 leaf = left.pop()

@@ -81,3 +81,19 @@ def test_what_it_cannot_do(fields, routing, sentence, x):
 
 def test_bfloat16():
     contract.check_bfloat16(CondConv(32), same_gate=False)
+
+
+def test_padding_is_on_both_sides():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 5, 4))
+    layer = CondConv(4, kernel_size=5, strides=2)
+    variables = layer.init(jax.random.key(1), x)
+    bare = layer.clone(padding=0)
+    padded = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    routing = jnp.ones((2, 8)) / 8  # which else would see the zeros
+    kernels = {"params": {"kernels": variables["params"]["kernels"]}}
+    np.testing.assert_allclose(
+        bare.apply(kernels, padded, routing=routing),
+        layer.apply(kernels, x, routing=routing),
+        rtol=1e-6,
+    )
+    assert bare.apply(kernels, x, routing=routing).shape == (2, 1, 1, 4)

@@ -8,6 +8,7 @@ from flaxattn import BatchNorm, Conv, weights
 from flaxattn.attention import CBAM, SqueezeExcite
 from flaxattn.errors import InputError
 from flaxattn.models import create_model
+from flaxattn.weights.naming import torch_name
 
 SHAPE = (1, 8, 8, 32)
 SE = {
@@ -58,6 +59,19 @@ def test_names_and_layouts():
     for key, tensor in tensors.items():
         np.testing.assert_array_equal(back[key], tensor, strict=True)
         assert back[key].flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        (("layer1_0", "conv1", "kernel"), "layer1.0.conv1.weight"),
+        (("blocks_2_10", "bn1", "mean"), "blocks.2.10.bn1.running_mean"),
+        (("gate_1_conv_2", "bias"), "gate_1_conv.2.bias"),
+        (("conv2d", "bias"), "conv2d.bias"),
+    ],
+)
+def test_trailing_indices_leave_their_parents(path, key):
+    assert torch_name(path, ()).key == key
 
 
 def test_naming_is_found_by_itself():

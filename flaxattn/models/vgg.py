@@ -1,0 +1,244 @@
+"""VGG networks with attention after any named convolution."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from flaxattn.attention.pooling import average_pool
+from flaxattn.attention.shared_attention import apply_next
+from flaxattn.conv import Conv, Initializer, kaiming_fan_out
+from flaxattn.errors import InputError, unknown
+from flaxattn.models.head import Classifier
+from flaxattn.models.placement import LayerFactory, Placement, conv_name, place, same_shape
+from flaxattn.norm import BatchNorm
+from flaxattn.resize import adaptive_average_pool
+
+HEADS = ("fixed", "sliding")
+_HEAD_SIZE = 7  # positions along either side of the map that the first fully connected layer sees
+
+
+class VGG(nn.Module):
+    """Five stages of 3x3 convolutions with a max pool after each, and three fully connected layers.
+
+    Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR
+    2015, arXiv:1409.1556; torchvision's and timm's numerically, with the authors' Caffe names:
+    conv1_1 to conv5_4, with `batch_norm` bn1_1 to bn5_4, fc6, fc7 and fc8.
+
+    images (N, H, W, 3) -> logits (N, num_classes), or fc7's answer (N, hidden_features) if
+    num_classes is 0, both float32 or wider. H and W are 32 or more. `features` answers the maps
+    before each max pool, and after the last.
+
+    Fields:
+        stage_sizes: convolutions in each of the five stages.
+        batch_norm: a batch normalisation after each convolution, which the paper does not have.
+        num_classes: width of fc8; 0 leaves it out.
+        head: what maps of other than 7x7 positions come to (images of 224 pixels give 7x7).
+            "fixed": average bins make them 7x7, as in torchvision. "sliding": the fully connected
+            layers are convolutions and their answers are averaged, as in timm; a side below 7 is
+            first made 7 by average bins.
+        width: channels of the first stage; they double up to eightfold.
+        hidden_features: of fc6 and fc7.
+        dropout: of fc6's and fc7's answers, in train mode; needs an rng "dropout".
+        attention: layers after convolutions (after their norm and ReLU, before a pool), in any form
+            `placement.place` takes. `after` names the convolutions; `stages` and `blocks` count
+            them from stage 1 and block 0, so that conv5_3 is block 2 of stage 5. The layer after
+            conv5_3 is called se5_3; with share=True that of all in stage 5 is se5.
+        dtype: of the convolutions, fc6, fc7 and the layers in the slots; None for the inputs'.
+        param_dtype: of parameters and running statistics, those of the layers in the slots too.
+        kernel_init: of the convolutions; the fully connected layers start as N(0, 0.01^2), with
+            zero biases, as in torchvision.
+        norm: makes a normalisation from (dtype=, param_dtype=), to be called with (x, train).
+
+    Article 3 wants its DualAttention after conv5_3, and its code, which splits torchvision's
+    Sequential at 28, puts it after the ReLU of conv5_2. As written and as meant:
+
+        create_model("vgg16", attention=dict(name="sca", after="conv5_2"))
+        create_model("vgg16", attention=dict(name="sca", after="conv5_3"))
+
+    The naming "articles" is that of a torchvision Sequential into which the layers were inserted:
+    there an attention layer counts, and moves the indices of all that follows it.
+
+    Raises InputError when constructed without five stages, with unknown heads, widths below one,
+    negative `num_classes`, a dropout outside [0, 1) and a slot `place` refuses; and when called,
+    for images below 32 pixels and for a layer that changes the shape of its map.
+    """
+
+    stage_sizes: tuple[int, ...]
+    batch_norm: bool = False
+    num_classes: int = 1000
+    head: str = "fixed"
+    width: int = 64
+    hidden_features: int = 4096
+    dropout: float = 0.5
+    attention: Any = None
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = kaiming_fan_out
+    norm: Callable[..., nn.Module] = BatchNorm
+
+    def __post_init__(self) -> None:
+        self.stage_sizes = tuple(self.stage_sizes)
+        if len(self.stage_sizes) != 5 or min(self.stage_sizes) < 1:
+            raise InputError(
+                f"stage_sizes={self.stage_sizes} makes no VGG: use five numbers of convolutions, "
+                f"1 or more."
+            )
+        if self.head not in HEADS:
+            raise unknown("head", self.head, HEADS)
+        for field, least in (("width", 1), ("hidden_features", 1), ("num_classes", 0)):
+            value = getattr(self, field)
+            if value < least:
+                raise InputError(f"{field}={value} is below {least}: use {least} or more.")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout={self.dropout} is no rate: use 0 or more, and below 1.")
+        self.attention = place(
+            "attention", self.attention, self.stage_sizes, positions=("out",), named=True
+        )
+        super().__post_init__()
+
+    @property
+    def feature_channels(self) -> tuple[int, ...]:
+        """Channels of each map of `features`."""
+        channels = tuple(self.width * min(2**stage, 8) for stage in range(5))
+        return (*channels, channels[-1])
+
+    @property
+    def feature_strides(self) -> tuple[int, ...]:
+        """Pixels of the image to one of each map of `features`, along either axis."""
+        return 1, 2, 4, 8, 16, 32
+
+    @property
+    def namings(self) -> dict[str, tuple[tuple[str, ...], ...]]:
+        """The renames of torchvision's, timm's and the articles' weights."""
+        linear = (
+            ("classifier.0", "fc6", "linear"),
+            ("classifier.3", "fc7", "linear"),
+            ("classifier.6", "fc8"),
+        )
+        convolutional = (("pre_logits.fc1", "fc6"), ("pre_logits.fc2", "fc7"), ("head.fc", "fc8"))
+        return {
+            "torchvision": (*self._members("torchvision"), *linear),
+            "timm": (*self._members("timm"), *convolutional),
+            "articles": (*self._members("articles", attention_counts=True), *linear),
+        }
+
+    def setup(self) -> None:
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv: LayerFactory = functools.partial(
+            Conv, kernel_size=3, kernel_init=self.kernel_init, **dtypes
+        )
+        for stage, block in self._positions():
+            setattr(self, conv_name(stage, block), conv(self.feature_channels[stage - 1]))
+            if self.batch_norm:
+                setattr(self, f"bn{stage}_{block + 1}", self.norm(**dtypes))
+            name = self._attention_name(stage, block)
+            if name is not None and name not in self._state.children:
+                setattr(self, name, self.attention.with_defaults(**dtypes)())
+        fully: LayerFactory = functools.partial(
+            Conv, padding=0, kernel_init=nn.initializers.normal(0.01)
+        )
+        self.fc6 = fully(self.hidden_features, _HEAD_SIZE, **dtypes)
+        self.fc7 = fully(self.hidden_features, **dtypes)
+        self.drop = nn.Dropout(self.dropout)
+        if self.num_classes:
+            self.fc8 = Classifier(
+                self.num_classes,
+                param_dtype=self.param_dtype,
+                kernel_init=nn.initializers.normal(0.01),
+            )
+
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        x = self.features(images, train)[-1]
+        least = _HEAD_SIZE if self.head == "sliding" else None
+        size = tuple(_HEAD_SIZE if least is None else max(least, side) for side in x.shape[1:3])
+        if size != x.shape[1:3]:
+            x = adaptive_average_pool(x, size)
+        x = self.drop(jax.nn.relu(self.fc6(x)), deterministic=not train)
+        x = average_pool(jax.nn.relu(self.fc7(x)))
+        if not self.num_classes:
+            return x
+        return self.fc8(self.drop(x, deterministic=not train))
+
+    def features(self, images: Array, train: bool = False) -> list[Array]:
+        """The maps before each of the five max pools, and after the last.
+
+        `feature_strides` times smaller than the images, rounded down. Call it as
+        `model.apply(variables, images, method="features")`.
+        """
+        if min(images.shape[1:3]) < 32:
+            raise InputError(
+                f"images of {images.shape[1]}x{images.shape[2]} pixels leave nothing after five "
+                f"max pools: use 32 or more along both sides."
+            )
+        x, maps = images, []
+        for stage, size in enumerate(self.stage_sizes, start=1):
+            carry = None
+            for block in range(size):
+                x = getattr(self, conv_name(stage, block))(x)
+                if self.batch_norm:
+                    x = getattr(self, f"bn{stage}_{block + 1}")(x, train)
+                x = jax.nn.relu(x)
+                name = self._attention_name(stage, block)
+                if name is not None:
+                    layer = getattr(self, name)
+                    attended, carry = apply_next(layer, x, carry, train)
+                    x = same_shape(layer, x, attended)
+            maps.append(x)
+            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        return [*maps, x]
+
+    def _positions(self) -> list[tuple[int, int]]:
+        """All convolutions, as (stage from 1, block from 0)."""
+        sizes = enumerate(self.stage_sizes, start=1)
+        return [(stage, block) for stage, size in sizes for block in range(size)]
+
+    def _attention_name(self, stage: int, block: int) -> str | None:
+        """What the attention layer after a convolution is called, if there is one."""
+        placement: Placement | None = self.attention
+        if placement is None or not placement.covers(stage, block, self.stage_sizes[stage - 1]):
+            return None
+        return f"se{stage}" if placement.share else f"se{stage}_{block + 1}"
+
+    def _members(self, source: str, *, attention_counts: bool = False) -> list[tuple[str, ...]]:
+        """The renames of torchvision's Sequential of convolutions, norms, ReLUs and pools."""
+        renames: list[tuple[str, ...]] = []
+        index = 0
+        for stage, block in self._positions():
+            renames.append((f"features.{index}", conv_name(stage, block)))
+            if self.batch_norm:
+                index += 1
+                renames.append((f"features.{index}", f"bn{stage}_{block + 1}"))
+            index += 2
+            name = self._attention_name(stage, block)
+            if name is not None:
+                foreign = f"features.{index}" if attention_counts else name
+                index += attention_counts
+                inner = getattr(self.attention.layer, "namings", {}).get(source, ())
+                renames.append((foreign, name))
+                renames += [
+                    (f"{foreign}.{theirs}".rstrip("."), f"{name}.{ours}", *layout)
+                    for theirs, ours, *layout in inner
+                ]
+            if block + 1 == self.stage_sizes[stage - 1]:
+                index += 1
+        return renames
+
+
+_SIZES = {
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
+
+VGGS: dict[str, Callable[..., nn.Module]] = {
+    name + suffix: functools.partial(VGG, stage_sizes=sizes, batch_norm=bool(suffix))
+    for name, sizes in _SIZES.items()
+    for suffix in ("", "_bn")
+}
