@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 
 Pool = Callable[[Array, int], Array]
 
@@ -20,7 +20,8 @@ def average_pool(x: Array, strides: int = 2) -> Array:
 
     (N, H, W, C) -> (N, floor(H / strides), floor(W / strides), C).
     """
-    return nn.avg_pool(x, (strides, strides), (strides, strides))
+    window = (strides, strides)
+    return nn.pool(x, 0.0, lax.add, window, window, "VALID") / strides**2
 
 
 def whole_average_pool(x: Array, strides: int = 2) -> Array:
@@ -38,7 +39,7 @@ def overlapping_average_pool(x: Array, strides: int = 2) -> Array:
 
     (N, H, W, C) -> (N, ceil(H / strides), ceil(W / strides), C).
     """
-    return nn.avg_pool(x, (3, 3), (strides, strides), ((1, 1), (1, 1)))
+    return nn.pool(x, 0.0, lax.add, (3, 3), (strides, strides), ((1, 1), (1, 1))) / 9
 
 
 def blur_pool(x: Array, strides: int = 2) -> Array:
