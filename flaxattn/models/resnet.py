@@ -81,14 +81,14 @@ class ResNet(nn.Module):
             mode, the first one's never, with linear growth (arXiv:1603.09382).
         zero_init_last: start each residual branch's last norm at zero.
         attention, conv, context: the layers in the slots, in any form `placement.place` takes:
-            attention in the residual branch, named `se` as in timm; conv instead of the middle
-            convolution, and of its norm and ReLU too if the layer says that it `activates`, that
-            is, ends in a normalisation and a ReLU of its own, as selective kernels do; it has its
-            own groups. context
-            after the add and its ReLU, named `context`. With share=True all blocks of a stage that
-            have the layer have the same one, and its weights stand beside the blocks: `layer3_se`
-            or `layer3_context`, in torch's keys layer3_se.fc1.weight. A torch network whose
-            blocks hold one and the same module lists its weights once for each block instead.
+            attention in the residual branch, named `se` as in timm; conv, with groups of its own,
+            instead of the middle convolution, and of its norm and ReLU too if the layer says that
+            it `activates`, that is, ends in a normalisation and a ReLU of its own, as selective
+            kernels do; context after the add and its ReLU, named `context`. With share=True all
+            blocks of a stage that have the layer have the same one, and its weights stand beside
+            the blocks: `layer3_se` or `layer3_context`, in torch's keys layer3_se.fc1.weight. A
+            torch network whose blocks hold one and the same module lists its weights once for each
+            block instead.
         dtype: of the convolutions and of the layers in the slots; None for the inputs'.
         param_dtype: of parameters and running statistics, those of the layers in the slots too.
         kernel_init: of the convolutions; `fc` has torch's default, and zero biases.

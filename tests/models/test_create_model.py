@@ -13,8 +13,13 @@ import flaxattn
 from flaxattn import MODELS, InputError, create_model
 from flaxattn.models import ResNet
 
+# One of each class; the others, of which some have hundreds of layers, are for test-all.
+FEW = ("resnet10", "resnet18", "resnet50", "legacy_seresnet18")
 
-@pytest.mark.parametrize("name", MODELS)
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FEW else pytest.mark.slow) for n in MODELS]
+)
 def test_every_model_answers_logits_and_features(name):
     model = create_model(name, num_classes=7, attention="se")
     x = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)

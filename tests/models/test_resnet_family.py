@@ -1,6 +1,7 @@
 """All residual networks of timm, by name: parameters, logits, statistics, and their fields."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from flaxattn.models import ResNet, SENet
 from flaxattn.models.downsampling import blur_pool, whole_average_pool
 from flaxattn.models.resnets import RESNETS
 from flaxattn.models.senet import SENETS
-from flaxattn.norm import BatchlessGroupNorm
+from flaxattn.norm import BatchlessGroupNorm, BatchNorm
 from flaxattn.weights import abstract_variables
 from tests.attention import parity
 from tests.models.test_resnet import LOGITS, check
@@ -22,25 +23,27 @@ from tests.torch_reference.torchvision_shim import timm, torchvision
 NAMES = sorted({*RESNETS, *SENETS} - {"resnet10"})
 PRUNED = {"ecaresnet50d_pruned", "ecaresnet101d_pruned"}
 
-# Each has something that the others lack; with one block a stage they compile quickly.
+# Each has something that the others lack; what the second row has, the first has in parts.
 DIFFERENT = (
     "test_resnet",
-    "resnet10t",
-    "resnet50s",
     "resnetaa50",
     "resnetblur50d",
-    "resnext50_32x4d",
     "resnet50_gn",
     "resnetrs50",
-    "ecaresnetlight",
     "senet154",
-    "skresnet34",
     "skresnext50_32x4d",
     "resnest50d",
-    "resnest50d_4s2x40d",
-    "resnest50d_1s4x24d",
     "legacy_seresnet18",
     "legacy_seresnet50",
+)
+MORE = (
+    "resnet10t",
+    "resnet50s",
+    "resnext50_32x4d",
+    "ecaresnetlight",
+    "skresnet34",
+    "resnest50d_1s4x24d",
+    "resnest50d_4s2x40d",
     "legacy_senet154",
 )
 
@@ -50,14 +53,6 @@ ODD = (65, 97)
 
 def depth(name):
     return sum((RESNETS | SENETS)[name]["stage_sizes"])
-
-
-def by_depth(names, *, slow_above):
-    """Parameters of a test, the shallowest first, of which the deep ones are for test-all."""
-    return [
-        pytest.param(name, marks=pytest.mark.slow if depth(name) > slow_above else ())
-        for name in sorted(names, key=lambda name: (depth(name), name))
-    ]
 
 
 def reference(name, **fields):
@@ -78,6 +73,16 @@ def our_shapes(model, naming):
     return {k: v.shape for k, v in weights.to_torch(empty, naming, module=model).items()}
 
 
+def with_copies(shapes, stage_sizes):
+    """`shapes`, with the second block of each stage once for every block from the third on."""
+    copies = {}
+    for key, shape in shapes.items():
+        stage, second, rest = re.fullmatch(r"(?:layer(.)\.(1)\.)?(.*)", key).groups()
+        for block in range(2, stage_sizes[int(stage) - 1]) if second else ():
+            copies[f"layer{stage}.{block}.{rest}"] = shape
+    return shapes | copies
+
+
 def test_every_name_of_timms_is_there():
     modules = ("resnet", "sknet", "resnest", "senet")
     theirs = {name for module in modules for name in timm.list_models(module=module)}
@@ -85,25 +90,46 @@ def test_every_name_of_timms_is_there():
     assert set(NAMES) <= MODELS.keys()
 
 
-@pytest.mark.parametrize("name", by_depth(NAMES, slow_above=60))
+@pytest.mark.parametrize("name", NAMES)
 def test_parameters_have_timms_names_and_shapes(name):
-    theirs = reference(name)
-    assert our_shapes(create_model(name), "timm") == shapes(theirs)
-    sizes = [len(getattr(theirs, f"layer{stage}")) for stage in range(1, 5)]
-    assert create_model(name).stage_sizes == tuple(sizes)
+    """All tensors of both; of ours two blocks a stage are made, for the others are like these."""
+    model = create_model(name)
+    short = model.clone(stage_sizes=[min(size, 2) for size in model.stage_sizes])
+    theirs = shapes(reference(name))
+    assert with_copies(our_shapes(short, "timm"), model.stage_sizes) == theirs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_whole_networks_have_timms_parameters(name):
+    model, theirs = create_model(name), reference(name)
+    assert our_shapes(model, "timm") == shapes(theirs)
+    params = jax.tree.leaves(abstract_variables(model, (1, 64, 64, 3))["params"])
+    assert sum(p.size for p in params) == sum(p.numel() for p in theirs.parameters())
 
 
 @pytest.mark.parametrize(
     "name",
-    ["resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2"],
+    [
+        "resnet18",
+        "resnext50_32x4d",
+        "resnext101_32x8d",
+        "resnext101_64x4d",
+        "wide_resnet50_2",
+        "wide_resnet101_2",
+    ],
 )
 def test_parameters_have_torchvisions_names_and_shapes(name):
     with torch.device("meta"):
-        theirs = torchvision.models.get_model(name, weights=None)
-    assert our_shapes(create_model(name), None) == shapes(theirs)
+        theirs = shapes(torchvision.models.get_model(name, weights=None))
+    model = create_model(name)
+    short = model.clone(stage_sizes=[min(size, 2) for size in model.stage_sizes])
+    assert with_copies(our_shapes(short, None), model.stage_sizes) == theirs
 
 
-@pytest.mark.parametrize("name", DIFFERENT)
+@pytest.mark.parametrize(
+    "name", [*DIFFERENT, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
+)
 def test_networks_are_timms(name, record_property):
     """In eval and in train mode, statistics included; and the weights go out as they came in."""
     sizes = (1, 1, 1, 1)
@@ -124,7 +150,7 @@ def check_round_trip(model, network, shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", by_depth(NAMES, slow_above=0))
+@pytest.mark.parametrize("name", sorted(NAMES, key=depth))
 def test_logits_are_timms_at_own_and_odd_sizes(name, record_property):
     """Whole networks in eval mode, one image each, and bit-equal weights both ways."""
     theirs = timm.create_model(name)
@@ -189,7 +215,7 @@ def test_beside_a_selective_kernel_alone_are_timms_modules():
     assert {"layer1.0.bn3.weight", "layer2.3.conv3.bn.weight"} <= keys.keys()
 
 
-@pytest.mark.parametrize("name", DIFFERENT)
+@pytest.mark.parametrize("name", [*DIFFERENT, *MORE])
 def test_features_have_the_stated_channels_and_strides(name):
     model = create_model(name, stage_sizes=(1, 1, 1, 1))
     x = jax.ShapeDtypeStruct((2, 64, 96, 1), jnp.float32)
@@ -275,19 +301,23 @@ def structure_of_zeros(model):
 
 
 def test_dropout_stands_before_the_classifier_in_train_mode_alone():
-    plain, model = (small(dropout=rate) for rate in (0.0, 0.5))
-    x = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
-    variables = random_variables(plain, x)
-    run = jax.jit(functools.partial(plain.apply, train=True, mutable=["batch_stats"]))
-    steady, _ = run(variables, x)
-    run = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
-    one, other = (run(variables, x, rngs={"dropout": jax.random.key(i)})[0] for i in (2, 3))
-    assert abs(one - other).max() > 1e-3
-    assert abs(one - steady).max() > 1e-3
-    # All but the last layer is the same: with its input's kept half doubled.
-    np.testing.assert_array_equal(
-        jax.jit(plain.apply)(variables, x), jax.jit(model.apply)(variables, x)
-    )
+    model = ResNet((1,), "basic", num_classes=8, width=8, stem="small", dropout=0.5)
+    x = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
+    variables = random_variables(model, x)
+    # A classifier that answers what it is given.
+    fc = {"kernel": jnp.eye(8), "bias": jnp.zeros(8)}
+    variables = variables | {"params": variables["params"] | {"fc": fc}}
+
+    def run(model):
+        apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+        return jax.jit(apply)(variables, x, rngs={"dropout": jax.random.key(2)})[0]
+
+    dropped, pooled = run(model), run(model.clone(dropout=0.0))
+    kept = np.asarray(dropped) != 0
+    assert 0 < kept.sum() < kept.size
+    np.testing.assert_allclose(dropped, np.where(kept, 2 * pooled, 0), rtol=1e-6)
+    evaluated = [jax.jit(m.apply)(variables, x) for m in (model, model.clone(dropout=0.0))]
+    np.testing.assert_array_equal(*evaluated)
 
 
 def test_legacy_networks_have_timms_dropout():
@@ -295,18 +325,16 @@ def test_legacy_networks_have_timms_dropout():
     assert timm.create_model("legacy_seresnet18").drop_rate == 0.2
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "resnet50_gn"])
-def test_zero_init_last_starts_with_the_shortcuts(name):
-    model = create_model(name, stage_sizes=(1, 1, 1, 1), zero_init_last=True)
-    x = jnp.ones((1, 32, 32, 3))
-    params = random_variables(model, x)["params"]
-    last = ("bn2", "bn2", "bn3", "bn2") if name == "test_resnet" else ("bn3",) * 4
-    for stage, norm in enumerate(last, start=1):
-        scales = {
-            k: float(v["scale"].max()) for k, v in params[f"layer{stage}_0"].items() if "scale" in v
-        }
-        assert scales.pop(norm) == 0
-        assert set(scales.values()) == {1}
+@pytest.mark.parametrize("norm", [BatchNorm, functools.partial(BatchlessGroupNorm, groups=4)])
+def test_zero_init_last_starts_with_the_shortcuts(norm):
+    model = ResNet(
+        (1, 1), ("basic", "bottleneck"), width=8, stem="small", norm=norm, zero_init_last=True
+    )
+    params = random_variables(model, jnp.ones((1, 8, 8, 3)))["params"]
+    for block, last in (("layer1_0", "bn2"), ("layer2_0", "bn3")):
+        norms = {k: float(v["scale"].max()) for k, v in params[block].items() if "scale" in v}
+        assert norms.pop(last) == 0
+        assert set(norms.values()) == {1}
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 6), (5, 4)], ids=str)
