@@ -1,4 +1,7 @@
-"""How a residual network halves its maps: parameter-free pools, and where they stand."""
+"""How a residual network halves its maps: parameter-free pools, and where they stand.
+
+Pools answer in x's dtype; their sums are in float32 or wider.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,6 +9,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
+
+from flaxattn.precision import at_least_float32
 
 Pool = Callable[[Array, int], Array]
 
@@ -20,8 +25,7 @@ def average_pool(x: Array, strides: int = 2) -> Array:
 
     (N, H, W, C) -> (N, floor(H / strides), floor(W / strides), C).
     """
-    window = (strides, strides)
-    return nn.pool(x, 0.0, lax.add, window, window, "VALID") / strides**2
+    return _mean(x, strides, strides, 0)
 
 
 def whole_average_pool(x: Array, strides: int = 2) -> Array:
@@ -39,20 +43,29 @@ def overlapping_average_pool(x: Array, strides: int = 2) -> Array:
 
     (N, H, W, C) -> (N, ceil(H / strides), ceil(W / strides), C).
     """
-    return nn.pool(x, 0.0, lax.add, (3, 3), (strides, strides), ((1, 1), (1, 1))) / 9
+    return _mean(x, 3, strides, 1)
 
 
 def blur_pool(x: Array, strides: int = 2) -> Array:
-    """Each third of 1, 2, 1 along either axis, the map reflected at its edges.
+    """A quarter of 1, 2, 1 along either axis, the map reflected at its edges.
 
     Zhang, "Making Convolutional Networks Shift-Invariant Again", ICML 2019, arXiv:1904.11486.
 
     (N, H, W, C) -> (N, ceil(H / strides), ceil(W / strides), C). A single row or column is its own
     reflection, where torch raises an error.
     """
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
-    x = (x[:, :-2:strides] + 2 * x[:, 1:-1:strides] + x[:, 2::strides]) / 4
-    return (x[:, :, :-2:strides] + 2 * x[:, :, 1:-1:strides] + x[:, :, 2::strides]) / 4
+    wide = x.astype(at_least_float32(x.dtype))
+    y = jnp.pad(wide, ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
+    y = (y[:, :-2:strides] + 2 * y[:, 1:-1:strides] + y[:, 2::strides]) / 4
+    y = (y[:, :, :-2:strides] + 2 * y[:, :, 1:-1:strides] + y[:, :, 2::strides]) / 4
+    return y.astype(x.dtype)
+
+
+def _mean(x: Array, size: int, strides: int, padding: int) -> Array:
+    wide = x.astype(at_least_float32(x.dtype))
+    beyond = ((padding, padding),) * 2
+    total = nn.pool(wide, 0.0, lax.add, (size, size), (strides, strides), beyond)
+    return (total / size**2).astype(x.dtype)
 
 
 def _blurred_max_pool(x: Array, strides: int = 2) -> Array:

@@ -28,6 +28,8 @@ STEMS: dict[str, Callable[[int, int], tuple[tuple[int, int, int], ...]]] = {
     "small": lambda width, _: ((width, 3, 1),),
 }
 
+_LEAST = {"num_classes": 0, "groups": 1, "group_width": 1, "first_reduction": 1}
+
 STEM_POOLS = ("max", "conv")
 
 GLOBAL_POOLS: dict[str, Callable[[Array], Array]] = {
@@ -72,13 +74,13 @@ class ResNet(nn.Module):
             there are strides, and 1x1 else (SENet-154).
         downsampling: in blocks with strides, "strides" of the middle convolution, or a pool after
             it: "average", 2x2, "blur" (arXiv:1904.11486), "average_3x3" (ResNeSt,
-            arXiv:2004.08955); or before it, "average_3x3_first". "average" and "blur" are part of
-            the stem's max pool too. "average" leaves out the last row of an odd map, unlike the
-            shortcut: it asks for even maps in all stages, after the stem's.
+            arXiv:2004.08955); or before it, "average_3x3_first". In the stem, "average"
+            replaces the max pool, and "blur" its strides. "average" leaves out the last row of an
+            odd map and the shortcut does not: it asks for even maps from the first stage on.
         global_pool: "avg", "max", "avgmax", their mean, or "catavgmax", one after the other.
-        dropout: rate of dropout before the last layer.
-        drop_path: how likely the last block's residual branch is left out of a sample in train
-            mode, the first one's never, with linear growth (arXiv:1603.09382).
+        dropout: how likely a feature before the last layer is left out in train mode.
+        drop_path: likewise the last block's residual branch, for a whole sample; the first one's
+            never, with linear growth between (arXiv:1603.09382).
         zero_init_last: start each residual branch's last norm at zero.
         attention, conv, context: the layers in the slots, in any form `placement.place` takes:
             attention in the residual branch, named `se` as in timm; conv, with groups of its own,
@@ -103,9 +105,9 @@ class ResNet(nn.Module):
 
     Raises InputError when constructed with an unknown block, stem, pool, shortcut or downsampling,
     `stage_sizes` or a width below one, blocks or widths that are not as many as the stages,
-    negative `num_classes`, groups for basic blocks, or a slot `place` refuses; and when called, for
-    a layer in the attention or context slot that changes the shape of its map, and for images whose
-    maps "average" downsampling cannot halve.
+    negative `num_classes`, rates outside [0, 1), groups for basic blocks, or a slot `place`
+    refuses; and when called, for a layer in the attention or context slot that changes the shape of
+    its map, and for images whose maps "average" downsampling cannot halve.
     """
 
     stage_sizes: tuple[int, ...]
@@ -144,8 +146,12 @@ class ResNet(nn.Module):
                 f"more, for at least one stage."
             )
         self._require_known()
-        for field, least in (("num_classes", 0), ("groups", 1), ("group_width", 1)):
+        for field, least in _LEAST.items():
             self._require_at_least(field, getattr(self, field), least)
+        for field in ("dropout", "drop_path"):
+            rate = getattr(self, field)
+            if not 0 <= rate < 1:
+                raise InputError(f"{field}={rate} is no rate: use a number from 0 to below 1.")
         for width in self.widths:
             self._require_at_least("width", width, 1)
         if self.stem_width is not None:

@@ -54,8 +54,7 @@ class SENet(ResNet):
     the first 1x1 convolution, or "bottleneck". And parameters are called as in these models:
     layer0 conv1, layer1_0 se_module, last_linear.
 
-    The layer in the slot `attention` is squeeze-and-excitation, in every block; the default
-    dropout is 0.2.
+    By default squeeze-and-excitation stands in every block, and dropout is 0.2.
 
     Raises InputError for what `ResNet` refuses; for another stem_pool than "max"; and for other
     downsampling than by strides.

@@ -55,7 +55,7 @@ def test_models_can_be_static_arguments():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"name": "resnet51"}, "^unknown model 'resnet51': did you mean resnet50.*Known: resnet10"),
+        ({"name": "resnet51"}, "^unknown model 'resnet51': did you mean resnet50 or resnet"),
         ({"name": "resnet18", "atention": "se"}, "field of resnet18 'atention'.*mean attention"),
         ({"name": "resnet18", "parent": None}, "unknown field of resnet18 'parent'"),
         ({"name": "resnet18", "attention": "psa"}, "three papers"),

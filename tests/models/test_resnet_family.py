@@ -11,7 +11,12 @@ import torch
 
 from flaxattn import MODELS, InputError, create_model, weights
 from flaxattn.models import ResNet, SENet
-from flaxattn.models.downsampling import blur_pool, whole_average_pool
+from flaxattn.models.downsampling import (
+    average_pool,
+    blur_pool,
+    overlapping_average_pool,
+    whole_average_pool,
+)
 from flaxattn.models.resnets import RESNETS
 from flaxattn.models.senet import SENETS
 from flaxattn.norm import BatchlessGroupNorm, BatchNorm
@@ -179,10 +184,11 @@ def structure(model):
 
 
 def test_a_names_attention_is_a_placement_like_any_other():
-    plain, se = structure(create_model("resnet50")), structure(create_model("seresnet50"))
-    assert plain != se == structure(create_model("resnet50", attention="se"))
-    eca = structure(create_model("resnet50", attention="eca"))
-    assert eca == structure(create_model("seresnet50", attention="eca"))
+    def tree(name, **fields):
+        return structure(create_model(name, stage_sizes=(1, 1, 1, 1), **fields))
+
+    assert tree("resnet50") != tree("seresnet50") == tree("resnet50", attention="se")
+    assert tree("seresnet50", attention="eca") == tree("resnet50", attention="eca")
     assert create_model("seresnet50", attention=None).attention is not None
     assert create_model("resnet50", attention=None).attention is None
 
@@ -353,6 +359,15 @@ def test_pools_of_any_size(shape):
     )
 
 
+@pytest.mark.parametrize(
+    "pool", [average_pool, whole_average_pool, overlapping_average_pool, blur_pool]
+)
+def test_pools_add_up_wide(pool):
+    x = (100 + jax.random.normal(jax.random.key(0), (2, 6, 6, 8))).astype(jnp.bfloat16)
+    expected = pool(x.astype(jnp.float32)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(pool(x), expected, strict=True)
+
+
 def test_group_norm_computes_wide_and_answers_narrow():
     x = (100 + jax.random.normal(jax.random.key(0), (2, 5, 5, 64))).astype(jnp.bfloat16)
     norm = BatchlessGroupNorm()
@@ -376,6 +391,9 @@ def test_group_norm_computes_wide_and_answers_narrow():
         ({"width": [8, 8, 8]}, "are 3 for 2 stages"),
         ({"width": (8, 0)}, "width=0 is below 1"),
         ({"groups": 0}, "groups=0 is below 1"),
+        ({"first_reduction": 0}, "first_reduction=0 is below 1"),
+        ({"dropout": 1.0}, "dropout=1.0 is no rate: use a number from 0 to below 1"),
+        ({"drop_path": -0.1}, "drop_path=-0.1 is no rate"),
         ({"stem": "deap"}, "unknown stem 'deap': did you mean deep"),
         ({"stem_width": 0}, "stem_width=0 is below 1"),
         ({"stem_pool": "avg"}, "unknown stem_pool 'avg'.*Known: conv, max"),
