@@ -19,6 +19,8 @@ from flaxattn.models.placement import LayerFactory, Placement, namings, place
 from flaxattn.models.residual_block import BLOCKS, SHORTCUTS, BasicBlock, ResidualBlock
 from flaxattn.norm import BatchNorm
 
+Block = str | type[ResidualBlock]
+
 # The stem's convolutions from the network's width and the deep stem's own: features, kernel size
 # and strides of each.
 STEMS: dict[str, Callable[[int, int], tuple[tuple[int, int, int], ...]]] = {
@@ -111,7 +113,7 @@ class ResNet(nn.Module):
     """
 
     stage_sizes: tuple[int, ...]
-    block: Any = "bottleneck"
+    block: Block | tuple[Block, ...] = "bottleneck"
     num_classes: int = 1000
     width: int | tuple[int, ...] = 64
     stem: str = "imagenet"

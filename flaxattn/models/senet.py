@@ -9,7 +9,7 @@ from jax import Array
 from flaxattn.errors import InputError
 from flaxattn.models.placement import LayerFactory
 from flaxattn.models.residual_block import BasicBlock, Bottleneck, ResidualBlock
-from flaxattn.models.resnet import ResNet
+from flaxattn.models.resnet import Block, ResNet
 
 
 class CaffeBasicBlock(BasicBlock):
@@ -60,7 +60,7 @@ class SENet(ResNet):
     downsampling than by strides.
     """
 
-    block: Any = "caffe_bottleneck"
+    block: Block | tuple[Block, ...] = "caffe_bottleneck"
     dropout: float = 0.2
     attention: Any = "se"
 
