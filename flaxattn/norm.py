@@ -1,5 +1,6 @@
 """Normalisation as torch computes it."""
 
+import math
 from functools import partial
 
 import jax
@@ -21,6 +22,42 @@ LayerNorm = partial(
 GroupNorm = partial(
     nn.GroupNorm, epsilon=1e-5, use_fast_variance=False, force_float32_reductions=False
 )
+
+
+class BatchlessGroupNorm(nn.Module):
+    """`GroupNorm` to stand where a `BatchNorm` does (Wu and He 2018, arXiv:1803.08494).
+
+    It is called with `train`, which changes nothing, and computes in float32 or wider.
+
+    Parameters: scale, bias (C,). Answers in x's dtype, or `dtype`. Raises InputError for channels
+    that the groups do not divide.
+    """
+
+    groups: int = 32
+    epsilon: float = 1e-5
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    scale_init: Initializer = nn.initializers.ones
+    bias_init: Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        if x.shape[-1] % self.groups:
+            raise InputError(
+                f"groups={self.groups} must divide the {x.shape[-1]} channels: use "
+                f"groups={math.gcd(self.groups, x.shape[-1])} or another divisor."
+            )
+        wide = at_least_float32(x.dtype)
+        norm = GroupNorm(
+            self.groups,
+            epsilon=self.epsilon,
+            dtype=wide,
+            param_dtype=self.param_dtype,
+            scale_init=self.scale_init,
+            bias_init=self.bias_init,
+        )
+        nn.share_scope(self, norm)
+        return norm(x.astype(wide)).astype(self.dtype or x.dtype)
 
 
 class BatchNorm(nn.Module):

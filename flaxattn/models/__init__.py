@@ -11,16 +11,15 @@ from flaxattn.errors import unknown
 from flaxattn.models.efficientnet import EFFICIENTNETS
 from flaxattn.models.mobilenet import MOBILENETS
 from flaxattn.models.placement import Placement
-from flaxattn.models.resnet import BasicBlock, Bottleneck, ResNet
+from flaxattn.models.residual_block import BasicBlock, Bottleneck
+from flaxattn.models.resnet import ResNet
+from flaxattn.models.resnets import RESNETS
+from flaxattn.models.senet import SENETS, SENet
 from flaxattn.models.vgg import VGGS
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    "resnet10": functools.partial(ResNet, stage_sizes=(1, 1, 1, 1), block="basic"),
-    "resnet18": functools.partial(ResNet, stage_sizes=(2, 2, 2, 2), block="basic"),
-    "resnet34": functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), block="basic"),
-    "resnet50": functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), block="bottleneck"),
-    "resnet101": functools.partial(ResNet, stage_sizes=(3, 4, 23, 3), block="bottleneck"),
-    "resnet152": functools.partial(ResNet, stage_sizes=(3, 8, 36, 3), block="bottleneck"),
+    **{name: functools.partial(ResNet, **fields) for name, fields in RESNETS.items()},
+    **{name: functools.partial(SENet, **fields) for name, fields in SENETS.items()},
     **VGGS,
     **MOBILENETS,
     **EFFICIENTNETS,
@@ -33,14 +32,15 @@ def create_model(
     """The backbone `name` of MODELS, with attention where `attention` says.
 
     `model.apply(variables, images, train=False)` answers float32 logits (N, num_classes) for images
-    (N, H, W, 3), and with `method="features"` the list of maps after each stage.
+    (N, H, W, C), and with `method="features"` the list of maps after each stage.
 
         create_model("resnet50", attention=dict(name="se", reduction=16, stages=(2, 3, 4)))
 
     Args:
         name: a key of MODELS.
         num_classes: width of the last layer; 0 leaves it out, and the answer is the pooled map.
-        attention: None, or what stands in the residual branches (`placement.place`).
+        attention: what stands in the residual branches (`placement.place`), or None for what the
+            name says: squeeze-and-excitation in seresnet50, nothing in resnet50.
         fields: the model's other fields, such as conv, context, stem and dtype (`ResNet`).
 
     Raises InputError for an unknown name or field, and for a placement that cannot be.
@@ -53,7 +53,9 @@ def create_model(
     for field in fields:
         if field not in known:
             raise unknown(f"field of {name}", field, known)
-    return make(num_classes=num_classes, attention=attention, **fields)
+    if attention is not None:
+        fields["attention"] = attention
+    return make(num_classes=num_classes, **fields)
 
 
 __all__ = [
@@ -62,5 +64,6 @@ __all__ = [
     "Bottleneck",
     "Placement",
     "ResNet",
+    "SENet",
     "create_model",
 ]

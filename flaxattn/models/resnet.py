@@ -10,183 +10,124 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.pooling import average_pool
-from flaxattn.attention.shared_attention import apply_next
+from flaxattn.attention import SelectiveKernel
+from flaxattn.attention.pooling import average_pool, max_pool
 from flaxattn.conv import Conv, Initializer, kaiming_fan_out, torch_default
 from flaxattn.errors import InputError, unknown
+from flaxattn.models.downsampling import DOWNSAMPLING
 from flaxattn.models.placement import LayerFactory, Placement, namings, place
+from flaxattn.models.residual_block import BLOCKS, SHORTCUTS, BasicBlock, ResidualBlock
 from flaxattn.norm import BatchNorm
 
+Block = str | type[ResidualBlock]
 
-class ResidualBlock(nn.Module):
-    """What basic and bottleneck blocks have in common: everything but the residual branch.
+# The stem's convolutions from the network's width and the deep stem's own: features, kernel size
+# and strides of each.
+STEMS: dict[str, Callable[[int, int], tuple[tuple[int, int, int], ...]]] = {
+    "imagenet": lambda width, _: ((width, 7, 2),),
+    "deep": lambda _, width: ((width, 3, 2), (width, 3, 1), (2 * width, 3, 1)),
+    "tiered": lambda _, width: ((width // 4 * 3, 3, 2), (width, 3, 1), (2 * width, 3, 1)),
+    "small": lambda width, _: ((width, 3, 1),),
+}
 
-        y = relu(shortcut(x) + attention(branch(x)))
+_LEAST = {"num_classes": 0, "groups": 1, "group_width": 1, "first_reduction": 1}
 
-    (N, H, W, C) -> (N, ceil(H / strides), ceil(W / strides), width * expansion).
+STEM_POOLS = ("max", "conv")
 
-    Fields:
-        width: channels of the middle convolution.
-        strides: of the middle convolution, and of the shortcut.
-        conv: makes a convolution from (features, kernel_size, strides=, name=).
-        norm: makes a normalisation from (name=), to be called with (x, train).
-        middle: makes the middle convolution's replacement from (features, strides=, name=), or
-            None. One that `activates` takes the place of the norm and ReLU after it too.
-        attention: makes the layer `se` of the residual branch from (name=), or is one that several
-            blocks share, or None.
-        position: of `se`: "out", after the last norm before the add, or "mid", after the middle
-            convolution, its norm and its ReLU.
-        context: makes the layer after the add and its ReLU from (name=), or is one that several
-            blocks share, or None.
-    """
-
-    width: int
-    strides: int
-    conv: LayerFactory
-    norm: LayerFactory
-    middle: LayerFactory | None = None
-    attention: LayerFactory | nn.Module | None = None
-    position: str = "out"
-    context: LayerFactory | nn.Module | None = None
-
-    expansion: ClassVar[int]
-
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        y, _ = self.step(x, None, train)
-        return y
-
-    @nn.compact
-    def step(self, x: Array, carry: Any, train: bool = False) -> tuple[Array, Any]:
-        """y, and what a shared `se` carries from block to block: None before the first."""
-        y = self.branch(x, train)
-        if self.attention is not None and self.position == "out":
-            layer = _in_slot(self.attention, "se")
-            attended, carry = apply_next(layer, y, carry, train)
-            y = _same_shape(layer, y, attended)
-        if self.strides != 1 or x.shape[-1] != y.shape[-1]:
-            x = self.conv(y.shape[-1], 1, strides=self.strides, name="downsample_0")(x)
-            x = self.norm(name="downsample_1")(x, train)
-        y = jax.nn.relu(x + y)
-        if self.context is not None:
-            layer = _in_slot(self.context, "context")
-            y = _same_shape(layer, y, layer(y, train))
-        return y, carry
-
-    def branch(self, x: Array, train: bool) -> Array:
-        """The residual branch up to its last norm."""
-        raise NotImplementedError
-
-    def middle_layers(self, x: Array, train: bool, index: int) -> Array:
-        """conv{index}, a 3x3 or its replacement, bn{index}, ReLU, and `se` if it is in the mid."""
-        if self.middle is None:
-            layer = self.conv(self.width, 3, strides=self.strides, name=f"conv{index}")
-            x = layer(x)
-        else:
-            layer = self.middle(self.width, strides=self.strides, name=f"conv{index}")
-            x = layer(x, train)
-        if not getattr(layer, "activates", False):
-            x = jax.nn.relu(self.norm(name=f"bn{index}")(x, train))
-        if self.attention is not None and self.position == "mid":
-            layer = _in_slot(self.attention, "se")
-            x = _same_shape(layer, x, layer(x, train))
-        return x
-
-
-def _in_slot(layer: LayerFactory | nn.Module, name: str) -> nn.Module:
-    """A block's layer in a slot: a shared one itself, else one of the block's own."""
-    return layer if isinstance(layer, nn.Module) else layer(name=name)
-
-
-def _as_the_input(*arrays: Any, **_: Any) -> list[Any]:
-    """A layer's input and parameters in the input's dtype, as its `promote_dtype`."""
-    return [array.astype(arrays[0].dtype) for array in arrays]
-
-
-def _same_shape(layer: nn.Module, x: Array, y: Array) -> Array:
-    """y, what `layer` answers for x, or InputError if its shape is not x's."""
-    if y.shape != x.shape:
-        raise InputError(
-            f"{type(layer).__name__} answers {y.shape} for a map {x.shape}: in a block use one "
-            f"that keeps the shape, such as output='scaled'."
-        )
-    return y
-
-
-class BasicBlock(ResidualBlock):
-    """Two 3x3 convolutions (He et al. 2016, Fig. 5 left); the first counts as the middle one.
-
-    The first has the strides, and is what timm's skresnet18 and skresnet34 replace.
-    """
-
-    expansion: ClassVar[int] = 1
-
-    def branch(self, x: Array, train: bool) -> Array:
-        x = self.middle_layers(x, train, 1)
-        x = self.conv(self.width, 3, name="conv2")(x)
-        return self.norm(name="bn2")(x, train)
-
-
-class Bottleneck(ResidualBlock):
-    """1x1, 3x3 and 1x1 convolutions (He et al. 2016, Fig. 5 right), the 3x3 in the middle.
-
-    The 3x3 has the strides ("version 1.5", as in torchvision and timm); the paper's first 1x1 has.
-    """
-
-    expansion: ClassVar[int] = 4
-
-    def branch(self, x: Array, train: bool) -> Array:
-        x = jax.nn.relu(self.norm(name="bn1")(self.conv(self.width, 1, name="conv1")(x), train))
-        x = self.middle_layers(x, train, 2)
-        x = self.conv(self.width * self.expansion, 1, name="conv3")(x)
-        return self.norm(name="bn3")(x, train)
-
-
-BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
+GLOBAL_POOLS: dict[str, Callable[[Array], Array]] = {
+    "avg": average_pool,
+    "max": max_pool,
+    "avgmax": lambda x: (average_pool(x) + max_pool(x)) / 2,
+    "catavgmax": lambda x: jnp.concatenate([average_pool(x), max_pool(x)], axis=-1),
+}
 
 
 class ResNet(nn.Module):
     """Residual network, numerically and by its parameters' names torchvision's and timm's.
 
     He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016,
-    arXiv:1512.03385; with the strides of "version 1.5" (see `Bottleneck`).
+    arXiv:1512.03385; with the strides of "version 1.5" (see `Bottleneck`). Its descendants are
+    values of the fields (`resnets.RESNETS`).
 
-    images (N, H, W, 3) -> logits (N, num_classes), or pooled features if num_classes is 0, both
+    images (N, H, W, C) -> logits (N, num_classes), or pooled features if num_classes is 0, both
     float32 or wider. `features` answers the maps after each stage.
 
     Fields:
         stage_sizes: blocks in each stage.
-        block: "basic", "bottleneck", or a subclass of `ResidualBlock`.
+        block: "basic", "bottleneck", or a subclass of `ResidualBlock`; or one for each stage.
         num_classes: width of the last layer, `fc`; 0 leaves it out.
         width: channels of the stem, and of the first stage's middle convolutions; they double from
-            stage to stage.
-        stem: "imagenet", a 7x7 convolution and a max pool, each with strides 2; or "small", a 3x3
+            stage to stage. Or those of each stage.
+        stem: "imagenet", a 7x7 convolution with strides 2; "deep", three 3x3 convolutions, the
+            first with strides 2 (He et al. 2019, arXiv:1812.01187, ResNet-C); "tiered", the same
+            with a narrower first one; each is followed by a pool with strides 2. Or "small", a 3x3
             convolution at full size for images of 32 pixels or so, as the paper's on CIFAR.
+        stem_width: channels of a deep or tiered stem's second convolution, half of those it puts
+            out; None for half of the first width.
+        stem_pool: "max", or "conv", a 3x3 convolution with strides 2, a norm and a ReLU
+            (ResNet-RS, arXiv:2103.07579).
+        groups: of bottlenecks' middle convolutions,
+        group_width: and the channels of each group in a stage of width 64: 32 and 4 are ResNeXt
+            32x4d (arXiv:1611.05431), 1 and 128 are Wide ResNet (arXiv:1605.07146).
+        first_reduction: how many times narrower than the middle one a bottleneck's first
+            convolution is.
+        shortcut: where the shape changes: "1x1", a convolution with the strides; "average", an
+            average pool before it instead of strides (ResNet-D, arXiv:1812.01187); or "3x3" where
+            there are strides, and 1x1 else (SENet-154).
+        downsampling: in blocks with strides, "strides" of the middle convolution, or a pool after
+            it: "average", 2x2, "blur" (arXiv:1904.11486), "average_3x3" (ResNeSt,
+            arXiv:2004.08955); or before it, "average_3x3_first". In the stem, "average"
+            replaces the max pool, and "blur" its strides. "average" leaves out the last row of an
+            odd map and the shortcut does not: it asks for even maps from the first stage on.
+        global_pool: "avg", "max", "avgmax", their mean, or "catavgmax", one after the other.
+        dropout: how likely a feature before the last layer is left out in train mode.
+        drop_path: likewise the last block's residual branch, for a whole sample; the first one's
+            never, with linear growth between (arXiv:1603.09382).
+        zero_init_last: start each residual branch's last norm at zero.
         attention, conv, context: the layers in the slots, in any form `placement.place` takes:
-            attention in the residual branch, named `se` as in timm; conv instead of the middle
-            convolution, and of its norm and ReLU too if the layer says that it `activates`, that
-            is, ends in a normalisation and a ReLU of its own, as selective kernels do; context
-            after the add and its ReLU, named `context`. With share=True all blocks of a stage that
-            have the layer have the same one, and its weights stand beside the blocks: `layer3_se`
-            or `layer3_context`, in torch's keys layer3_se.fc1.weight. A torch network whose
-            blocks hold one and the same module lists its weights once for each block instead.
+            attention in the residual branch, named `se` as in timm; conv, with groups of its own,
+            instead of the middle convolution, and of its norm and ReLU too if the layer says that
+            it `activates`, that is, ends in a normalisation and a ReLU of its own, as selective
+            kernels do; context after the add and its ReLU, named `context`. With share=True all
+            blocks of a stage that have the layer have the same one, and its weights stand beside
+            the blocks: `layer3_se` or `layer3_context`, in torch's keys layer3_se.fc1.weight. A
+            torch network whose blocks hold one and the same module lists its weights once for each
+            block instead.
         dtype: of the convolutions and of the layers in the slots; None for the inputs'.
         param_dtype: of parameters and running statistics, those of the layers in the slots too.
         kernel_init: of the convolutions; `fc` has torch's default, and zero biases.
         norm: makes a normalisation from (dtype=, param_dtype=, name=), to be called with
             (x, train). Layers in the slots have their own.
 
-    A dtype that the placement of a slot sets itself stays as it is.
+    A dtype that the placement of a slot sets itself stays as it is. Dropout and drop path take
+    their numbers from the "dropout" stream.
 
-    Raises InputError when constructed with an unknown block or stem, `stage_sizes` or a width
-    below one, negative `num_classes`, or a slot `place` refuses; and when called, for a layer in
-    the attention or context slot that changes the shape of its map.
+    Deviations: timm starts with zero_init_last, except in SK networks; and its ResNeSt applies drop
+    path to the shortcut, where it has no effect unless the shape changes.
+
+    Raises InputError when constructed with an unknown block, stem, pool, shortcut or downsampling,
+    `stage_sizes` or a width below one, blocks or widths that are not as many as the stages,
+    negative `num_classes`, rates outside [0, 1), groups for basic blocks, or a slot `place`
+    refuses; and when called, for a layer in the attention or context slot that changes the shape of
+    its map, and for images whose maps "average" downsampling cannot halve.
     """
 
     stage_sizes: tuple[int, ...]
-    block: str | type[ResidualBlock] = "bottleneck"
+    block: Block | tuple[Block, ...] = "bottleneck"
     num_classes: int = 1000
-    width: int = 64
+    width: int | tuple[int, ...] = 64
     stem: str = "imagenet"
+    stem_width: int | None = None
+    stem_pool: str = "max"
+    groups: int = 1
+    group_width: int = 64
+    first_reduction: int = 1
+    shortcut: str = "1x1"
+    downsampling: str = "strides"
+    global_pool: str = "avg"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    zero_init_last: bool = False
     attention: Any = None
     conv: Any = None
     context: Any = None
@@ -195,6 +136,10 @@ class ResNet(nn.Module):
     kernel_init: Initializer = kaiming_fan_out
     norm: Callable[..., nn.Module] = BatchNorm
 
+    classifier: ClassVar[str] = "fc"
+    attention_name: ClassVar[str] = "se"
+    known_blocks: ClassVar[dict[str, type[ResidualBlock]]] = BLOCKS
+
     def __post_init__(self) -> None:
         self.stage_sizes = tuple(self.stage_sizes)
         if not self.stage_sizes or min(self.stage_sizes) < 1:
@@ -202,47 +147,93 @@ class ResNet(nn.Module):
                 f"stage_sizes={self.stage_sizes} makes no network: use a number of blocks, 1 or "
                 f"more, for at least one stage."
             )
-        if isinstance(self.block, str) and self.block not in BLOCKS:
-            raise unknown("block", self.block, BLOCKS)
-        if self.stem not in ("imagenet", "small"):
-            raise unknown("stem", self.stem, ("imagenet", "small"))
-        for field, least in (("width", 1), ("num_classes", 0)):
-            value = getattr(self, field)
-            if value < least:
-                raise InputError(f"{field}={value} is below {least}: use {least} or more.")
+        self._require_known()
+        for field, least in _LEAST.items():
+            self._require_at_least(field, getattr(self, field), least)
+        for field in ("dropout", "drop_path"):
+            rate = getattr(self, field)
+            if not 0 <= rate < 1:
+                raise InputError(f"{field}={rate} is no rate: use a number from 0 to below 1.")
+        for width in self.widths:
+            self._require_at_least("width", width, 1)
+        if self.stem_width is not None:
+            self._require_at_least("stem_width", self.stem_width, 1)
+        grouped = (self.groups, self.group_width, self.first_reduction) != (1, 64, 1)
+        if grouped and any(issubclass(block, BasicBlock) for block in self.block_classes):
+            raise InputError(
+                f"groups={self.groups}, group_width={self.group_width}, first_reduction="
+                f"{self.first_reduction} are of bottlenecks: use block='bottleneck', or leave them "
+                f"out."
+            )
         self.attention = place("attention", self.attention, self.stage_sizes)
         self.conv = place("conv", self.conv, self.stage_sizes)
         self.context = place("context", self.context, self.stage_sizes)
         super().__post_init__()
 
+    def _require_known(self) -> None:
+        for field, values in (("block", self.block), ("width", self.width)):
+            if isinstance(values, list | tuple):
+                setattr(self, field, tuple(values))
+                if len(values) != len(self.stage_sizes):
+                    raise InputError(
+                        f"{field}={values} are {len(values)} for {len(self.stage_sizes)} stages: "
+                        f"use one for each, or a single one for all."
+                    )
+        for block in self.block if isinstance(self.block, tuple) else (self.block,):
+            if isinstance(block, str) and block not in self.known_blocks:
+                raise unknown("block", block, self.known_blocks)
+        for field, known in (
+            ("stem", STEMS),
+            ("stem_pool", STEM_POOLS),
+            ("shortcut", SHORTCUTS),
+            ("downsampling", DOWNSAMPLING),
+            ("global_pool", GLOBAL_POOLS),
+        ):
+            if getattr(self, field) not in known:
+                raise unknown(field, getattr(self, field), known)
+
+    def _require_at_least(self, field: str, value: int, least: int) -> None:
+        if value < least:
+            raise InputError(f"{field}={value} is below {least}: use {least} or more.")
+
     @property
-    def block_class(self) -> type[ResidualBlock]:
-        return BLOCKS[self.block] if isinstance(self.block, str) else self.block
+    def block_classes(self) -> tuple[type[ResidualBlock], ...]:
+        """The class of each stage's blocks."""
+        blocks = self.block if isinstance(self.block, tuple) else (self.block,) * len(self.widths)
+        return tuple(self.known_blocks[b] if isinstance(b, str) else b for b in blocks)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The width of each stage."""
+        if isinstance(self.width, tuple):
+            return self.width
+        return tuple(self.width * 2**stage for stage in range(len(self.stage_sizes)))
 
     @property
     def feature_channels(self) -> tuple[int, ...]:
         """Channels of each map of `features`."""
-        return tuple(
-            self.width * 2**stage * self.block_class.expansion
-            for stage in range(len(self.stage_sizes))
-        )
+        pairs = zip(self.widths, self.block_classes, strict=True)
+        return tuple(width * block.expansion for width, block in pairs)
 
     @property
     def feature_strides(self) -> tuple[int, ...]:
         """Pixels of the image to one of each map of `features`, along either axis."""
-        first = 4 if self.stem == "imagenet" else 1
+        first = 1 if self.stem == "small" else 4
         return tuple(first * 2**stage for stage in range(len(self.stage_sizes)))
 
     @property
     def namings(self) -> dict[str, tuple[tuple[str, ...], ...]]:
         """The renames of the slots' layers, by source name, for `flaxattn.weights`."""
-        middle = "conv1" if issubclass(self.block_class, BasicBlock) else "conv2"
-        slots = {"se": self.attention, middle: self.conv, "context": self.context}
+        slots = {self.attention_name: self.attention}
+        for block in self.block_classes:
+            slots["conv1" if issubclass(block, BasicBlock) else "conv2"] = self.conv
+        slots["context"] = self.context
         for name, placement in self._shared().items():
             del slots[name]
             stages = range(1, len(self.stage_sizes) + 1)
             slots |= {f"layer{stage}_{name}": placement for stage in stages}
-        return namings(slots)
+        tables = namings(slots)
+        return tables | {"timm": (*tables.get("timm", ()), *self._beside_selective_kernels())}
 
     def setup(self) -> None:
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -250,36 +241,46 @@ class ResNet(nn.Module):
             Conv, use_bias=False, kernel_init=self.kernel_init, **dtypes
         )
         norm = functools.partial(self.norm, **dtypes)
-        if self.stem == "imagenet":
-            self.conv1 = conv(self.width, 7, strides=2)
-        else:
-            self.conv1 = conv(self.width, 3)
-        self.bn1 = norm()
+        self.setup_stem(conv, norm)
         for stage, size in enumerate(self.stage_sizes, start=1):
             for name, placement in self._shared().items():
                 setattr(self, f"layer{stage}_{name}", self._factory(placement)())
             blocks = [self._block(stage, block, conv, norm) for block in range(size)]
             setattr(self, f"layer{stage}", blocks)
+        self.drop = nn.Dropout(self.dropout)
         if self.num_classes:
-            self.fc = nn.Dense(
+            classifier = nn.Dense(
                 self.num_classes,
                 param_dtype=self.param_dtype,
                 kernel_init=torch_default,
                 promote_dtype=_as_the_input,
             )
+            setattr(self, self.classifier, classifier)
+
+    def setup_stem(self, conv: LayerFactory, norm: LayerFactory) -> None:
+        """The layers that `stem_layers` applies."""
+        *first, last = [
+            conv(features, size, strides=strides) for features, size, strides in self._stem_convs()
+        ]
+        # A list, as torch.nn.Sequential numbers its modules, where there are several.
+        layers: Any = [layer for c in first for layer in (c, norm(), jax.nn.relu)]
+        self.conv1 = [*layers, last] if first else last
+        self.bn1 = norm()
+        if self.stem_pool == "conv":
+            self.maxpool = [conv(self._stem_convs()[-1][0], 3, strides=2), norm()]
 
     def __call__(self, images: Array, train: bool = False) -> Array:
-        pooled = average_pool(self.features(images, train)[-1])
-        return self.fc(pooled) if self.num_classes else pooled
+        pooled = GLOBAL_POOLS[self.global_pool](self.features(images, train)[-1])
+        if not self.num_classes:
+            return pooled
+        return getattr(self, self.classifier)(self.drop(pooled, deterministic=not train))
 
     def features(self, images: Array, train: bool = False) -> list[Array]:
         """The map after each stage, `feature_strides` times smaller than the images, rounded up.
 
         Call it as `model.apply(variables, images, method="features")`.
         """
-        x = jax.nn.relu(self.bn1(self.conv1(images), train))
-        if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = self.stem_layers(images, train)
         carries = self.attention is not None and self.attention.carries
         maps = []
         for stage in range(1, len(self.stage_sizes) + 1):
@@ -292,17 +293,46 @@ class ResNet(nn.Module):
             maps.append(x)
         return maps
 
+    def stem_layers(self, images: Array, train: bool) -> Array:
+        """What stands before the first stage."""
+        if isinstance(self.conv1, nn.Module):
+            x = self.conv1(images)
+        else:
+            conv1, bn1, relu, conv2, bn2, _, conv3 = self.conv1
+            x = relu(bn1(conv1(images), train))
+            x = conv3(relu(bn2(conv2(x), train)))
+        x = jax.nn.relu(self.bn1(x, train))
+        if self.stem == "small":
+            return x
+        if self.stem_pool == "conv":
+            conv, bn = self.maxpool
+            return jax.nn.relu(bn(conv(x), train))
+        return DOWNSAMPLING[self.downsampling].stem(x, 2)
+
+    def _stem_convs(self) -> tuple[tuple[int, int, int], ...]:
+        width = self.widths[0]
+        return STEMS[self.stem](width, width // 2 if self.stem_width is None else self.stem_width)
+
     def _block(self, stage: int, block: int, conv: LayerFactory, norm: LayerFactory) -> nn.Module:
         layer = functools.partial(self._layer, stage, block)
-        return self.block_class(
-            width=self.width * 2 ** (stage - 1),
+        index, last = sum(self.stage_sizes[: stage - 1]) + block, sum(self.stage_sizes) - 1
+        return self.block_classes[stage - 1](
+            width=self.widths[stage - 1],
             strides=2 if stage > 1 and block == 0 else 1,
             conv=conv,
             norm=norm,
             middle=layer("conv", self.conv),
-            attention=layer("se", self.attention),
+            attention=layer(self.attention_name, self.attention),
+            attention_name=self.attention_name,
             position=self.attention.position if self.attention else "out",
             context=layer("context", self.context),
+            groups=self.groups,
+            group_width=self.group_width,
+            first_reduction=self.first_reduction,
+            shortcut=self.shortcut,
+            downsampling=DOWNSAMPLING[self.downsampling],
+            drop_path=self.drop_path * index / max(last, 1),
+            zero_init_last=self.zero_init_last,
         )
 
     def _layer(
@@ -320,5 +350,25 @@ class ResNet(nn.Module):
 
     def _shared(self) -> dict[str, Placement]:
         """The placements of which each stage has one layer, by their layer's name in a block."""
-        slots = {"se": self.attention, "context": self.context}
+        slots = {self.attention_name: self.attention, "context": self.context}
         return {name: slot for name, slot in slots.items() if slot is not None and slot.share}
+
+    def _beside_selective_kernels(self) -> list[tuple[str, str]]:
+        """Renames: beside a selective kernel, timm has a convolution and its norm in one module."""
+        if self.conv is None or not issubclass(self.conv.layer, SelectiveKernel):
+            return []
+        renames = []
+        for stage, size in enumerate(self.stage_sizes, start=1):
+            basic = issubclass(self.block_classes[stage - 1], BasicBlock)
+            for block in range(size):
+                if self.conv.covers(stage, block, size):
+                    theirs, ours = f"layer{stage}.{block}", f"layer{stage}_{block}"
+                    for i in (2,) if basic else (1, 3):
+                        renames.append((f"{theirs}.conv{i}.conv", f"{ours}.conv{i}"))
+                        renames.append((f"{theirs}.conv{i}.bn", f"{ours}.bn{i}"))
+        return renames
+
+
+def _as_the_input(*arrays: Any, **_: Any) -> list[Any]:
+    """A layer's input and parameters in the input's dtype, as its `promote_dtype`."""
+    return [array.astype(arrays[0].dtype) for array in arrays]

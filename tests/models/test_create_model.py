@@ -14,7 +14,7 @@ from flaxattn import MODELS, InputError, create_model
 from flaxattn.models import ResNet
 
 # One of each class; the others, of which some have hundreds of layers, are for test-all.
-FEW = ("resnet10", "resnet18", "resnet50", "vgg11_bn", "mobilenetv3_small_050")
+FEW = ("resnet10", "resnet18", "resnet50", "legacy_seresnet18", "vgg11_bn", "mobilenetv3_small_050")
 
 
 @pytest.mark.parametrize(
