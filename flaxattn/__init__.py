@@ -5,6 +5,7 @@ from flaxattn.attention import ATTENTION, create_attention
 from flaxattn.conv import Conv
 from flaxattn.errors import InputError
 from flaxattn.models import MODELS, create_model
+from flaxattn.models.graft import graft
 from flaxattn.norm import BatchNorm
 from flaxattn.prediction import Prediction, predict
 
@@ -20,6 +21,7 @@ __all__ = [
     "__version__",
     "create_attention",
     "create_model",
+    "graft",
     "predict",
     "weights",
 ]

@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.channel_attention import ChannelAttention
+from flaxattn.attention.graft import Neutral
 from flaxattn.attention.spatial_attention import SpatialAttention
 from flaxattn.conv import Initializer, torch_default
 from flaxattn.norm import BatchNorm
@@ -129,6 +130,12 @@ class CBAM(nn.Module):
     def light(cls, **fields) -> "CBAM":
         """CBAM whose halves read (average + maximum) / 2: timm's LightCbamModule."""
         return cls.timm(**{"average_pools": True, **fields})
+
+    @property
+    def neutral(self) -> Neutral:
+        spatial = "pointwise" if self.depthwise else "conv"
+        last = "bn" if self.norm is not None else spatial
+        return Neutral(("channel.fc2", f"spatial.{last}"), gain=4.0)
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from flaxattn.attention.graft import Neutral
 from flaxattn.precision import at_least_float32
 
 
@@ -52,6 +53,10 @@ class ChannelAffinity(nn.Module):
     def paper(cls, **fields) -> "ChannelAffinity":
         """The paper's equation: similar channels; the default."""
         return cls(**fields)
+
+    @property
+    def neutral(self) -> Neutral:
+        return Neutral(("gamma",))
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

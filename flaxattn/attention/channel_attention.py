@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.bottleneck import bottleneck, reduced_features
+from flaxattn.attention.graft import Neutral
 from flaxattn.attention.pooling import (
     average_pool,
     max_pool,
@@ -113,6 +114,10 @@ class ChannelAttention(nn.Module):
     def light(cls, **fields) -> "ChannelAttention":
         """timm's LightChannelAttn: one pass through the MLP, for (average + maximum) / 2."""
         return cls(**{"divisor": 1, "average_pools": True, **fields})
+
+    @property
+    def neutral(self) -> Neutral | None:
+        return Neutral(("fc2",), gain=2.0) if self.output == "scaled" else None
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

@@ -9,6 +9,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.bottleneck import reduced_features
+from flaxattn.attention.graft import Neutral
 from flaxattn.conv import Conv, Initializer, torch_default
 from flaxattn.errors import InputError
 from flaxattn.precision import at_least_float32
@@ -59,6 +60,10 @@ class CrissCross(nn.Module):
     def official(cls, **fields) -> "CrissCross":
         """The authors' CrissCrossAttention: one pass; their head makes one too unless told."""
         return cls(**{"recurrence": 1, **fields})
+
+    @property
+    def neutral(self) -> Neutral:
+        return Neutral(("gamma",))
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

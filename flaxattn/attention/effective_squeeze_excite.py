@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from flaxattn.attention.graft import Neutral
 from flaxattn.attention.pooling import average_pool, rescale
 from flaxattn.conv import Conv, Initializer, kaiming_fan_in, torch_default
 from flaxattn.precision import at_least_float32
@@ -59,6 +60,11 @@ class EffectiveSqueezeExcite(nn.Module):
     def timm(cls, **fields) -> "EffectiveSqueezeExcite":
         """timm's EffectiveSEModule without its maximum pool; the default."""
         return cls(**fields)
+
+    @property
+    def neutral(self) -> Neutral | None:
+        halves = self.gate_activation in (jax.nn.sigmoid, jax.nn.hard_sigmoid)
+        return Neutral(("fc",), gain=2.0) if halves else None
 
     @nn.compact
     def gate(self, pooled: Array) -> Array:

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from flaxattn.attention.graft import Neutral
 from flaxattn.attention.pooling import average_pool, rescale
 from flaxattn.conv import Conv, Initializer, require_odd, torch_default
 from flaxattn.errors import InputError, unknown
@@ -99,6 +100,10 @@ class EfficientChannel(nn.Module):
         timm's CecaModule(channels): the rule, and at least three neighbours; no paper.
         """
         return cls(**{"padding": "circular", "min_kernel_size": 3, **fields})
+
+    @property
+    def neutral(self) -> Neutral:
+        return Neutral(("conv",), gain=2.0)
 
     @nn.compact
     def gate(self, pooled: Array) -> Array:

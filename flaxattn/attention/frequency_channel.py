@@ -11,6 +11,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.bottleneck import bottleneck, reduced_features
+from flaxattn.attention.graft import Neutral
 from flaxattn.attention.pooling import rescale
 from flaxattn.conv import Initializer, torch_default
 from flaxattn.errors import InputError, unknown
@@ -105,6 +106,10 @@ class FrequencyChannel(nn.Module):
     def official(cls, **fields) -> "FrequencyChannel":
         """The authors' MultiSpectralAttentionLayer, which wants its dct_size; the default."""
         return cls(**fields)
+
+    @property
+    def neutral(self) -> Neutral:
+        return Neutral(("fc2",), gain=2.0)
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

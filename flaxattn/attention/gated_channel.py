@@ -7,6 +7,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from flaxattn.attention.graft import Neutral
 from flaxattn.attention.pooling import rescale
 from flaxattn.conv import Initializer
 from flaxattn.errors import InputError, unknown
@@ -61,6 +62,10 @@ class GatedChannel(nn.Module):
     def official(cls, **fields) -> "GatedChannel":
         """The authors' PyTorch GCT; the default."""
         return cls(**fields)
+
+    @property
+    def neutral(self) -> Neutral:
+        return Neutral(("gamma", "beta"))
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

@@ -11,6 +11,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.attend import attend
+from flaxattn.attention.graft import Neutral
 from flaxattn.conv import Conv, Initializer
 from flaxattn.errors import InputError
 from flaxattn.precision import at_least_float32
@@ -93,6 +94,10 @@ class GeneralizedAttention(nn.Module):
         """mmcv's GeneralizedAttention as it is built by default: nine heads; mmdetection's
         configurations of the paper's experiments have eight."""
         return cls(**{"num_heads": 9, **fields})
+
+    @property
+    def neutral(self) -> Neutral:
+        return Neutral(("gamma",))
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

@@ -10,6 +10,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.bottleneck import reduced_features
+from flaxattn.attention.graft import Neutral
 from flaxattn.attention.pooling import average_pool
 from flaxattn.conv import Conv, Initializer, kaiming_fan_in, torch_default
 from flaxattn.errors import InputError, unknown
@@ -109,6 +110,11 @@ class GlobalContext(nn.Module):
         """timm's GlobalContext that adds, its "gca": no identity at first, for only the last
         kernel starts at zero."""
         return cls.timm(**{"fusions": ("add",), "zero_init": "kernel", **fields})
+
+    @property
+    def neutral(self) -> Neutral:
+        zeros = tuple(f"{_BRANCHES[fusion]}_3" for fusion in self.fusions)
+        return Neutral(zeros, gain=2.0 if "scale" in self.fusions else 1.0)
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.attend import attend
 from flaxattn.attention.bottleneck import reduced_features
+from flaxattn.attention.graft import Neutral
 from flaxattn.attention.pooling import maximum
 from flaxattn.conv import Conv, Initializer, kaiming_fan_out, torch_default
 from flaxattn.errors import InputError, unknown
@@ -167,6 +168,10 @@ class NonLocal(nn.Module):
                 **fields,
             }
         )
+
+    @property
+    def neutral(self) -> Neutral:
+        return Neutral(("out",) if self.norm is None else ("bn",))
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

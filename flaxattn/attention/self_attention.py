@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.attend import attend
 from flaxattn.attention.bottleneck import reduced_features
+from flaxattn.attention.graft import Neutral
 from flaxattn.conv import Conv, Initializer, torch_default
 
 
@@ -67,6 +68,10 @@ class SelfAttention(nn.Module):
         2019, arXiv:1809.02983.
         """
         return cls(**fields)
+
+    @property
+    def neutral(self) -> Neutral:
+        return Neutral(("gamma",))
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from flaxattn.attention.graft import Neutral
 from flaxattn.attention.pooling import maximum, mean_of, pool_by_each, rescale
 from flaxattn.conv import Conv, Initializer, torch_default
 from flaxattn.errors import unknown
@@ -130,6 +131,14 @@ class SpatialAttention(nn.Module):
         depthwise one times the pointwise one.
         """
         return cls(**{"depthwise": True, **fields})
+
+    @property
+    def neutral(self) -> Neutral | None:
+        """With a norm its affine, for a constant map would be divided by its deviation of zero."""
+        if self.output != "scaled":
+            return None
+        last = "bn" if self.norm is not None else "pointwise" if self.depthwise else "conv"
+        return Neutral((last,), gain=2.0)
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.bottleneck import bottleneck, reduced_features
+from flaxattn.attention.graft import Neutral
 from flaxattn.attention.pooling import average_pool, rescale
 from flaxattn.conv import Initializer, kaiming_fan_out, torch_default
 from flaxattn.errors import InputError
@@ -140,6 +141,12 @@ class SqueezeExcite(nn.Module):
         not group; no paper defines this layer. h is rounded to a multiple of the groups.
         """
         return cls(**{"groups": groups, "divisor": max(groups, 1), **fields})
+
+    @property
+    def neutral(self) -> Neutral | None:
+        """At zero each of these gates is one half."""
+        halves = self.gate_activation in (jax.nn.sigmoid, jax.nn.hard_sigmoid)
+        return Neutral(("fc2",), gain=2.0) if halves else None
 
     @nn.compact
     def gate(self, pooled: Array) -> Array:

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax import Array
 
 from flaxattn.attention import ATTENTION, create_attention
+from flaxattn.attention.graft import Graft
 from flaxattn.errors import InputError, unknown
 
 LayerFactory = Callable[..., nn.Module]
@@ -38,6 +39,7 @@ class Placement:
         share: whether these blocks of a stage have one and the same layer, with its weights once in
             the backbone. One that carries a state from map to map, by a `step` such as that of
             DenseImplicit, carries it from block to block.
+        graft: whether the layers start as the identity, see `attention.graft.Graft`.
     """
 
     factory: LayerFactory
@@ -46,6 +48,7 @@ class Placement:
     position: str = "out"
     share: bool = False
     after: Any = None
+    graft: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.after, str):
@@ -88,9 +91,12 @@ class Placement:
         """`factory` with those of `fields` that its layer has and `factory` does not set itself."""
         names = {field.name for field in dataclasses.fields(self.layer)}
         names -= _fixed(self.factory)
-        return functools.partial(
+        factory = functools.partial(
             self.factory, **{name: value for name, value in fields.items() if name in names}
         )
+        if not self.graft:
+            return factory
+        return lambda name=None: Graft(factory(parent=None), name=name)
 
 
 def conv_name(stage: int, block: int) -> str:
@@ -112,8 +118,8 @@ def place(
     Args:
         slot: "attention", "conv" or "context".
         value: None; a mechanism's name; a mapping with that `name`, its `variant`, the `stages`,
-            `blocks`, `after`, `position` and `share` of a `Placement`, and the layer's own fields;
-            a layer factory; or a `Placement`.
+            `blocks`, `after`, `position`, `share` and `graft` of a `Placement`, and the layer's own
+            fields; a layer factory; or a `Placement`.
         stage_sizes: the number of blocks in each stage.
         positions: that the backbone has for attention, the usual one first.
         gated: whether the architecture has attention of its own in some blocks.
@@ -126,7 +132,8 @@ def place(
     Raises InputError for an unknown mechanism, variant or field, a layer whose role the slot does
     not take, an instance (its weights would be shared between blocks), stages, blocks, positions or
     convolutions that do not exist or are none, and `share` where it cannot be: in the conv slot,
-    whose layers change their maps, and with a layer that carries a state, except at position "out".
+    whose layers change their maps, and with a layer that carries a state, except at position "out";
+    and `graft` with either of these, or in the place of the architecture's own attention.
     """
     if value is None:
         return None
@@ -141,6 +148,7 @@ def place(
     _require_existing(slot, value, stage_sizes, positions, gated)
     _require_named(slot, value, stage_sizes, named)
     _require_shareable(slot, value)
+    _require_graftable(slot, value, gated)
     return value
 
 
@@ -185,10 +193,12 @@ def _from_mapping(
     after = fields.pop("after", None)
     blocks = fields.pop("blocks", usual_blocks if after is None else "all")
     position, share = fields.pop("position", usual_position), fields.pop("share", False)
+    grafted = fields.pop("graft", False)
     supplied = _supplied_by_block(name)
     create_attention(name, variant=variant, **{**supplied, **fields}, parent=None)  # or InputError
     factory = ATTENTION[name] if variant is None else getattr(ATTENTION[name], variant)
-    return Placement(functools.partial(factory, **fields), stages, blocks, position, share, after)
+    factory = functools.partial(factory, **fields)
+    return Placement(factory, stages, blocks, position, share, after, grafted)
 
 
 def _supplied_by_block(name: str) -> dict[str, Any]:
@@ -330,4 +340,25 @@ def _require_shareable(slot: str, placement: Placement) -> None:
             f"share=True in the {slot} slot, position {placement.position!r}: "
             f"{placement.layer.__name__} carries a state from block to block, which goes through "
             f"the attention slot at position 'out' only."
+        )
+
+
+def _require_graftable(slot: str, placement: Placement, gated: bool) -> None:
+    if not isinstance(placement.graft, bool):
+        raise InputError(f"{slot} graft={placement.graft!r}: use True or False.")
+    if not placement.graft:
+        return
+    if slot == "conv":
+        raise InputError(
+            "graft=True in the conv slot: what replaces a convolution is no identity; leave it out."
+        )
+    if placement.carries:
+        raise InputError(
+            f"graft=True with share=True: {placement.layer.__name__} carries a state from block to "
+            f"block; leave one of them out."
+        )
+    if slot == "attention" and gated:
+        raise InputError(
+            "graft=True in the attention slot of a network that has attention of its own there: "
+            "its weights would be lost; use context=... ."
         )

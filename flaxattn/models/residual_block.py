@@ -9,7 +9,7 @@ from jax import Array
 from flaxattn.attention.shared_attention import apply_next
 from flaxattn.errors import InputError
 from flaxattn.models.downsampling import Downsampling, whole_average_pool
-from flaxattn.models.placement import LayerFactory
+from flaxattn.models.placement import LayerFactory, same_shape
 
 SHORTCUTS = ("1x1", "3x3", "average")
 
@@ -78,7 +78,7 @@ class ResidualBlock(nn.Module):
         if self.attention is not None and self.position == "out":
             layer = _in_slot(self.attention, self.attention_name)
             attended, carry = apply_next(layer, y, carry, train)
-            y = _same_shape(layer, y, attended)
+            y = same_shape(layer, y, attended)
         y = nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3))(y, deterministic=not train)
         if self.strides != 1 or x.shape[-1] != y.shape[-1]:
             x = self.shortcut_layers(x, y.shape[-1], train)
@@ -90,7 +90,7 @@ class ResidualBlock(nn.Module):
         y = jax.nn.relu(x + y)
         if self.context is not None:
             layer = _in_slot(self.context, "context")
-            y = _same_shape(layer, y, layer(y, train))
+            y = same_shape(layer, y, layer(y, train))
         return y, carry
 
     def branch(self, x: Array, train: bool) -> Array:
@@ -128,7 +128,7 @@ class ResidualBlock(nn.Module):
             x = after(x, strides)
         if self.attention is not None and self.position == "mid":
             layer = _in_slot(self.attention, self.attention_name)
-            x = _same_shape(layer, x, layer(x, train))
+            x = same_shape(layer, x, layer(x, train))
         return x
 
     @property
@@ -146,16 +146,6 @@ class ResidualBlock(nn.Module):
 def _in_slot(layer: LayerFactory | nn.Module, name: str) -> nn.Module:
     """A block's layer in a slot: a shared one itself, else one of the block's own."""
     return layer if isinstance(layer, nn.Module) else layer(name=name)
-
-
-def _same_shape(layer: nn.Module, x: Array, y: Array) -> Array:
-    """y, what `layer` answers for x, or InputError if its shape is not x's."""
-    if y.shape != x.shape:
-        raise InputError(
-            f"{type(layer).__name__} answers {y.shape} for a map {x.shape}: in a block use one "
-            f"that keeps the shape, such as output='scaled'."
-        )
-    return y
 
 
 class BasicBlock(ResidualBlock):

@@ -11,10 +11,10 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention import SelectiveKernel
-from flaxattn.attention.pooling import average_pool, max_pool
 from flaxattn.conv import Conv, Initializer, kaiming_fan_out, torch_default
 from flaxattn.errors import InputError, unknown
 from flaxattn.models.downsampling import DOWNSAMPLING
+from flaxattn.models.head import GLOBAL_POOLS, Classifier
 from flaxattn.models.placement import LayerFactory, Placement, namings, place
 from flaxattn.models.residual_block import BLOCKS, SHORTCUTS, BasicBlock, ResidualBlock
 from flaxattn.norm import BatchNorm
@@ -33,13 +33,6 @@ STEMS: dict[str, Callable[[int, int], tuple[tuple[int, int, int], ...]]] = {
 _LEAST = {"num_classes": 0, "groups": 1, "group_width": 1, "first_reduction": 1}
 
 STEM_POOLS = ("max", "conv")
-
-GLOBAL_POOLS: dict[str, Callable[[Array], Array]] = {
-    "avg": average_pool,
-    "max": max_pool,
-    "avgmax": lambda x: (average_pool(x) + max_pool(x)) / 2,
-    "catavgmax": lambda x: jnp.concatenate([average_pool(x), max_pool(x)], axis=-1),
-}
 
 
 class ResNet(nn.Module):
@@ -249,11 +242,8 @@ class ResNet(nn.Module):
             setattr(self, f"layer{stage}", blocks)
         self.drop = nn.Dropout(self.dropout)
         if self.num_classes:
-            classifier = nn.Dense(
-                self.num_classes,
-                param_dtype=self.param_dtype,
-                kernel_init=torch_default,
-                promote_dtype=_as_the_input,
+            classifier = Classifier(
+                self.num_classes, param_dtype=self.param_dtype, kernel_init=torch_default
             )
             setattr(self, self.classifier, classifier)
 
@@ -367,8 +357,3 @@ class ResNet(nn.Module):
                         renames.append((f"{theirs}.conv{i}.conv", f"{ours}.conv{i}"))
                         renames.append((f"{theirs}.conv{i}.bn", f"{ours}.bn{i}"))
         return renames
-
-
-def _as_the_input(*arrays: Any, **_: Any) -> list[Any]:
-    """A layer's input and parameters in the input's dtype, as its `promote_dtype`."""
-    return [array.astype(arrays[0].dtype) for array in arrays]

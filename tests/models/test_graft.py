@@ -1,0 +1,175 @@
+"""Attention grafted into a network: its logits stay, and the new parameters learn."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+
+from flaxattn import create_model, graft
+from flaxattn.attention import ATTENTION, SqueezeExcite
+from flaxattn.attention.graft import Graft
+from flaxattn.errors import InputError
+from flaxattn.models import Placement
+
+MECHANISMS = [
+    name
+    for name, make in sorted(ATTENTION.items())
+    if Placement(make).layer.role in ("recalibrate", "context")
+]
+# What a layer needs beside its defaults on the small maps of these networks.
+FIELDS = {
+    "bat": {"block_size": 4},
+    "halo": {"block_size": 2},
+    "sge": {"groups": 8},
+    "shuffle": {"groups": 16},
+}
+# Of each kind of start one, and the slow rest under make test-all.
+FEW = ("gated_channel", "generalized", "global_context", "se", "simam", "triplet")
+
+
+def trained(model, size):
+    """Variables of `model`, their batch statistics of images, as if it had been trained."""
+    images = np.random.default_rng(0).normal(size=(4, size, size, 3)).astype(np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    moved = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+    return variables | moved(variables, images)[1], images
+
+
+def check(model, slot, placement, *, size, steps):
+    """At most 1e-6 at step 0, a gradient for the new parameters, and after `steps` all moved."""
+    variables, images = trained(model, size)
+    grown, all_variables = graft(
+        model, variables, **{slot: placement}, input_shape=(1, size, size, 3)
+    )
+    old, new = flatten_dict(variables), flatten_dict(all_variables)
+    for path, leaf in old.items():
+        assert new[path] is leaf
+    added = [path for path in new if path not in old and path[0] == "params"]
+    assert added
+
+    rngs = {"dropout": jax.random.key(1)}
+
+    def logits(model, variables, train):
+        answer = model.apply(variables, images, train, mutable=["batch_stats"], rngs=rngs)
+        return answer[0]
+
+    @jax.jit
+    def both(variables, all_variables):
+        return [
+            (logits(model, variables, train), logits(grown, all_variables, train))
+            for train in (False, True)
+        ]
+
+    for expected, ours in both(variables, all_variables):
+        assert abs(ours - expected).max() <= 1e-6 * abs(expected).max()
+
+    labels = jnp.arange(4) % 3
+    optimizer = optax.sgd(0.1, momentum=0.9)
+
+    @jax.jit
+    def step(params, momentum):
+        def loss(params):
+            answer = logits(grown, all_variables | {"params": params}, True)
+            return optax.softmax_cross_entropy_with_integer_labels(answer, labels).mean()
+
+        gradients = jax.grad(loss)(params)
+        updates, momentum = optimizer.update(gradients, momentum)
+        return optax.apply_updates(params, updates), momentum, gradients
+
+    params = start = all_variables["params"]
+    momentum = optimizer.init(params)
+    for index in range(steps):
+        params, momentum, gradients = step(params, momentum)
+        found = flatten_dict({"params": gradients})
+        assert all(np.isfinite(found[path]).all() for path in added)
+        if index == 0:
+            assert max(abs(found[path]).max() for path in added) > 0
+    if steps > 1:
+        first, last = flatten_dict({"params": start}), flatten_dict({"params": params})
+        assert not ["/".join(path) for path in added if np.array_equal(first[path], last[path])]
+
+
+def small(name):
+    return create_model(name, num_classes=3, stage_sizes=(1, 1), width=32, stem="small")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in FEW else [pytest.mark.slow]) for n in MECHANISMS],
+)
+def test_every_mechanism_starts_as_the_identity(name):
+    check(small("resnet18"), "attention", {"name": name, **FIELDS.get(name, {})}, size=8, steps=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_every_mechanism_learns_in_whole_networks(name, network):
+    placement = {"name": name, "stages": (2, 3), **FIELDS.get(name, {})}
+    check(create_model(network, num_classes=3), "attention", placement, size=64, steps=20)
+
+
+@pytest.mark.parametrize("variant", [None, "official", "timm", "light"])
+def test_variants_of_cbam_learn(variant):
+    placement = {"name": "cbam", "variant": variant, "reduction": 4}  # two units may both be dead
+    check(small("resnet18"), "attention", placement, size=8, steps=20)
+
+
+def test_after_the_add():
+    check(small("resnet50"), "context", "non_local", size=8, steps=20)
+
+
+def test_a_gate_keeps_the_layers_own_parameters():
+    """No wrapper's name, no number beside: the layer's weights load as ever."""
+    x = jnp.ones((1, 4, 4, 32))
+    plain, grafted = SqueezeExcite(), Graft(SqueezeExcite(parent=None))
+    shapes = [
+        jax.tree.map(jnp.shape, layer.init(jax.random.key(0), x)) for layer in (plain, grafted)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+def test_a_config_says_it_too():
+    model = small("resnet18")
+    variables, images = trained(model, 8)
+    grown, _ = graft(model, variables, attention="se", input_shape=images.shape)
+    said = create_model(
+        "resnet18",
+        num_classes=3,
+        stage_sizes=(1, 1),
+        width=32,
+        stem="small",
+        attention={"name": "se", "graft": True},
+    )
+    init = [jax.jit(m.init)(jax.random.key(0), images) for m in (grown, said)]
+    jax.tree.map(np.testing.assert_array_equal, *init)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({}, "nothing to graft: pass attention="),
+        ({"attention": "sse"}, "unknown attention 'sse': did you mean se"),
+        ({"attention": "sk"}, r"sk replaces a convolution: pass conv=dict\(name='sk'\)"),
+        ({"attention": {"name": "se", "stages": 9}}, "the backbone has stages 1 to 2"),
+    ],
+)
+def test_what_cannot_be_grafted(arguments, sentence):
+    model = small("resnet18")
+    variables, _ = trained(model, 8)
+    with pytest.raises(InputError, match=sentence):
+        graft(model, variables, **arguments, input_shape=(1, 8, 8, 3))
+
+
+def test_variables_of_another_model_and_a_taken_slot():
+    model = small("resnet18")
+    variables, _ = trained(model, 8)
+    with pytest.raises(InputError, match=r"\d+ of the variables are missing: "):
+        graft(small("resnet50"), variables, attention="se", input_shape=(1, 8, 8, 3))
+    taken = model.clone(attention="se")
+    with pytest.raises(InputError, match="the attention slot of this ResNet is taken"):
+        graft(taken, variables, attention="eca", input_shape=(1, 8, 8, 3))
