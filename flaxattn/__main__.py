@@ -10,7 +10,8 @@ from flax import linen as nn
 
 from flaxattn.errors import InputError
 from flaxattn.inspect import catalogue
-from flaxattn.models import create_model
+from flaxattn.inspect.network import describe_network
+from flaxattn.models import MODELS, create_model
 from flaxattn.prediction import predict
 from flaxattn.weights import (
     Checkpoint,
@@ -45,10 +46,14 @@ def command_line() -> argparse.ArgumentParser:
     listing.add_argument("--markdown", action="store_true", help="the page docs/mechanisms.md")
     listing.set_defaults(run=_list)
 
-    describing = commands.add_parser("describe", help="one mechanism in full")
-    describing.add_argument("name", help="as `list` shows it")
+    describing = commands.add_parser("describe", help="one mechanism, or a network's, in full")
+    describing.add_argument("name", help="of a mechanism, as `list` shows it, or of a model")
     describing.add_argument("--features", type=int, default=catalogue.FEATURES, help="channels")
-    describing.add_argument("--size", type=int, default=catalogue.SIZE, help="side of the map")
+    describing.add_argument("--size", type=int, help="side of the map (56), or of the image (224)")
+    for slot in ("attention", "conv", "context"):
+        describing.add_argument(
+            f"--{slot}", help=f"{slot} of the model: a name, or name=se,stages=3+4,reduction=8"
+        )
     describing.set_defaults(run=_describe)
 
     converting = commands.add_parser("convert", help="weights of PyTorch to Flax's, and back")
@@ -86,7 +91,33 @@ def _list(given: argparse.Namespace) -> None:
 
 
 def _describe(given: argparse.Namespace) -> None:
-    print(catalogue.describe(given.name, features=given.features, size=given.size))
+    if given.name not in MODELS:
+        size = catalogue.SIZE if given.size is None else given.size
+        print(catalogue.describe(given.name, features=given.features, size=size))
+        return
+    slots: dict[str, Any] = {
+        slot: _placement(value)
+        for slot in ("attention", "conv", "context")
+        if (value := getattr(given, slot)) is not None
+    }
+    size = 224 if given.size is None else given.size
+    model = create_model(given.name, **slots)
+    print(describe_network(given.name, model, (1, size, size, 3)))
+
+
+def _placement(text: str) -> dict[str, Any]:
+    """A placement as it is written on a command line: se, or name=se,stages=3+4,reduction=8."""
+    fields: dict[str, Any] = {}
+    for part in text.split(","):
+        field, equals, value = part.partition("=")
+        if not equals:
+            field, value = "name", part
+        numbers = [int(n) if n.isdecimal() else n for n in value.split("+")]
+        fields[field] = _WORDS.get(value, numbers[0] if len(numbers) == 1 else tuple(numbers))
+    return fields
+
+
+_WORDS = {"True": True, "False": False, "None": None}
 
 
 def _convert(given: argparse.Namespace) -> None:

@@ -45,6 +45,10 @@ class Graft(nn.Module):
             self.mix = self.param("mix", nn.initializers.zeros, (), dtype)
 
     @property
+    def role(self) -> str:
+        return self.layer.role
+
+    @property
     def neutral(self) -> Neutral | None:
         return getattr(self.layer, "neutral", None)
 

@@ -2,10 +2,8 @@
 
 import dataclasses
 import inspect
-import math
 import re
 import sys
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +12,7 @@ from flax import linen as nn
 from flaxattn.attention import ATTENTION, create_attention
 from flaxattn.errors import InputError, unknown
 from flaxattn.inspect.cost import cost
+from flaxattn.inspect.table import aligned, mmacs
 from flaxattn.weights import abstract_variables
 
 FEATURES = 256
@@ -108,7 +107,7 @@ def text() -> str:
             (row.name, row.role, f"{row.parameters:,}", mmacs(row.macs), variants, summary)
         )
     count = f"{len(lines) - 1} mechanisms, at {FEATURES} channels on {SIZE}x{SIZE}."
-    return "\n".join([*_aligned(lines, right=(2, 3)), "", count])
+    return "\n".join([*aligned(lines, right=(2, 3)), "", count])
 
 
 def markdown() -> str:
@@ -179,15 +178,15 @@ def describe(name: str, *, features: int = FEATURES, size: int = SIZE) -> str:
             costs = "-", "-"
         lines.append((variant.name, *costs, variant.summary))
     blocks.append(
-        f"At {features} channels on {size}x{size}:\n\n" + "\n".join(_aligned(lines, right=(1, 2)))
+        f"At {features} channels on {size}x{size}:\n\n" + "\n".join(aligned(lines, right=(1, 2)))
     )
     fields = [
         (field.name, _shown(getattr(layer, field.name)))
         for field in dataclasses.fields(kind)
         if field.name not in ("parent", "name")
     ]
-    blocks.append("Fields:\n\n" + "\n".join(_aligned(fields)))
-    blocks.append("Parameters:\n\n" + "\n".join(_aligned(_parameters(layer, shape))))
+    blocks.append("Fields:\n\n" + "\n".join(aligned(fields)))
+    blocks.append("Parameters:\n\n" + "\n".join(aligned(_parameters(layer, shape))))
     if kind.namings:
         blocks.append(f"Weights load from: {', '.join(kind.namings)}.")
     return "\n\n".join(blocks)
@@ -256,25 +255,6 @@ def _parameters(layer: nn.Module, shape: tuple[int, ...]) -> list[tuple[str, str
 def _shown(value: Any) -> str:
     """A field's default; of a function, its name."""
     return getattr(value, "__name__", "a function") if callable(value) else repr(value)
-
-
-def mmacs(macs: int) -> str:
-    """Multiply-adds in millions, with three digits."""
-    millions = macs / 1e6
-    return f"{millions:,.{max(0, 2 - math.floor(math.log10(millions)))}f}" if macs else "0"
-
-
-def _aligned(lines: Iterable[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> list[str]:
-    """Lines of cells as text in columns, those in `right` flush right."""
-    lines = list(lines)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if index in right else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
 
 
 def _link(row: Row) -> str:

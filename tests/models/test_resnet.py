@@ -177,7 +177,17 @@ def parameter_count(model):
         ("resnet50", None, 25_557_032),
         ("resnet101", None, 44_549_160),
         ("resnet152", None, 60_192_808),
+        # timm's variants in every block, as its attention ResNet-50s have been counted.
         ("resnet50", {"name": "se", "variant": "timm"}, 28_088_024),
+        ("resnet50", {"name": "ese", "variant": "timm"}, 45_691_688),
+        ("resnet50", {"name": "eca", "variant": "timm"}, 25_557_118),
+        ("resnet50", {"name": "global_context", "variant": "timm"}, 30_622_808),
+        ("resnet50", {"name": "cbam", "variant": "timm"}, 28_073_576),
+        ("resnet50", {"name": "coordinate", "variant": "timm"}, 28_083_464),
+        ("resnet50", {"name": "ela", "variant": "timm"}, 25_828_904),
+        ("resnet50", {"name": "strip", "variant": "timm"}, 25_647_656),
+        ("resnet50", {"name": "non_local", "variant": "timm"}, 35_667_784),
+        ("resnet50", {"name": "bat", "variant": "timm"}, 36_974_248),
     ],
 )
 def test_parameter_count_is_the_published_one(name, attention, count):

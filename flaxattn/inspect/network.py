@@ -1,0 +1,103 @@
+"""Where a network has its attention, and what each layer costs there."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from flaxattn.attention.graft import Graft
+from flaxattn.inspect.cost import Cost, cost
+from flaxattn.inspect.table import aligned, mmacs
+from flaxattn.weights import abstract_variables
+
+
+class Placed(NamedTuple):
+    """An attention layer in a network.
+
+    Fields:
+        path: its name in the network, such as layer1_0/se.
+        layer: its class's name.
+        role: "recalibrate", "context" or "convolution".
+        input_shape: (N, H, W, C) of the map it sees.
+        cost: its parameters and multiply-adds there.
+        bytes: of the map that it reads and the one that it writes, in the map's dtype: what it
+            moves at least.
+    """
+
+    path: str
+    layer: str
+    role: str
+    input_shape: tuple[int, ...]
+    cost: Cost
+    bytes: int
+
+
+def placed(model: nn.Module, input_shape: tuple[int, ...]) -> list[Placed]:
+    """The attention layers of `model` in the order in which they are applied; no array is made.
+
+    A layer inside of another one is part of that one. One that several blocks share is listed once
+    for each of them, with its parameters the first time.
+    """
+    calls: list[tuple[nn.Module, tuple[str, ...], Any, Any]] = []
+    inside: list[nn.Module] = []
+
+    def watch(call: Callable[..., Any], arguments: Any, fields: Any, context: Any) -> Any:
+        module = context.module
+        is_call = context.method_name in ("__call__", "step") and hasattr(module, "role")
+        if inside or not is_call:
+            return call(*arguments, **fields)
+        inside.append(module)
+        answer = call(*arguments, **fields)
+        inside.pop()
+        y = answer[0] if isinstance(answer, tuple) else answer
+        calls.append((module.clone(parent=None, name=None), module.path, arguments[0], y))
+        return answer
+
+    x = jax.ShapeDtypeStruct(input_shape, jnp.float32)
+    variables = abstract_variables(model, input_shape)
+    with nn.intercept_methods(watch):
+        jax.eval_shape(model.apply, variables, x)
+
+    found, seen = [], set()
+    for module, path, x, y in calls:
+        alone = cost(module, x.shape)
+        if path in seen:
+            alone = alone._replace(parameters=0)
+        seen.add(path)
+        layer = module.layer if isinstance(module, Graft) else module
+        size = (math.prod(x.shape) + math.prod(y.shape)) * jnp.dtype(x.dtype).itemsize
+        found.append(Placed("/".join(path), type(layer).__name__, layer.role, x.shape, alone, size))
+    return found
+
+
+def describe_network(name: str, model: nn.Module, input_shape: tuple[int, ...]) -> str:
+    """The map of a network's attention as a table: where, its maps, and what it costs."""
+    layers = placed(model, input_shape)
+    whole = cost(model, input_shape)
+    lines = [("layer", "what", "role", "map", "channels", "parameters", "MMACs", "MB moved")]
+    for layer in layers:
+        _, *size, channels = layer.input_shape
+        lines.append(
+            (
+                layer.path,
+                layer.layer,
+                layer.role,
+                "x".join(map(str, size)),
+                str(channels),
+                f"{layer.cost.parameters:,}",
+                mmacs(layer.cost.macs),
+                f"{layer.bytes / 1e6:.2f}",
+            )
+        )
+    parameters = sum(layer.cost.parameters for layer in layers)
+    macs = sum(layer.cost.macs for layer in layers)
+    height, width = input_shape[1:3]
+    summary = (
+        f"{name} at {height}x{width}: {whole.parameters:,} parameters, {mmacs(whole.macs)} MMACs; "
+        f"attention has {parameters:,} ({parameters / whole.parameters:.2%}) of the parameters and "
+        f"{mmacs(macs)} ({macs / whole.macs:.2%}) of the MMACs."
+    )
+    return "\n".join([*(aligned(lines, right=(4, 5, 6, 7)) if layers else []), "", summary]).strip()
