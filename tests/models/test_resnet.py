@@ -164,7 +164,7 @@ def test_ten_steps_follow_torchs_losses():
 
 
 def parameter_count(model):
-    x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), x)
     return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 
