@@ -185,10 +185,12 @@ def squeeze_inside(
 def pool_context(
     spec: BlockSpec,
     channels: int,  # noqa: ARG001
-    activation: Callable[[Array], Array],  # noqa: ARG001
+    activation: Callable[[Array], Array],
 ) -> LayerFactory:
     """timm's global context, of the width that squeeze-and-excitation has."""
-    return functools.partial(GlobalContext.timm, reduction=round(spec.expansion / spec.se))
+    return functools.partial(
+        GlobalContext.timm, reduction=round(spec.expansion / spec.se), activation=activation
+    )
 
 
 class InvertedResidualBlock(nn.Module):

@@ -21,9 +21,11 @@ from flaxattn.models.inverted_residual import (
     conv,
     edge,
     inverted,
+    pool_context,
     scale_depth,
     scale_width,
     separable,
+    squeeze_input,
     squeeze_inside,
 )
 from flaxattn.models.mobilenet import MOBILENETS, TF_NORM
@@ -111,16 +113,16 @@ TINY = InvertedResidualNet(ROWS, stem_features=16, head_features=64, num_classes
 
 
 @pytest.mark.parametrize(
-    ("padding", "size", "dtype"),
+    ("padding", "gate", "size", "dtype"),
     [
-        ("symmetric", (65, 48), "float64"),
-        ("same", (62, 49), "float64"),
-        pytest.param("symmetric", (64, 49), "float32", marks=pytest.mark.slow),
-        pytest.param("same", (65, 48), "float32", marks=pytest.mark.slow),
+        ("symmetric", "se", (65, 48), "float64"),
+        ("same", "gc", (62, 49), "float64"),
+        pytest.param("symmetric", "gc", (64, 49), "float32", marks=pytest.mark.slow),
+        pytest.param("same", "se", (65, 48), "float32", marks=pytest.mark.slow),
     ],
     ids=str,
 )
-def test_every_kind_of_block_is_timms(padding, size, dtype, record_property):
+def test_every_kind_of_block_is_timms(padding, gate, size, dtype, record_property):
     reference = EfficientNet(
         decode_arch_def(WORDS),
         num_classes=10,
@@ -128,10 +130,12 @@ def test_every_kind_of_block_is_timms(padding, size, dtype, record_property):
         stem_size=16,
         pad_type="same" if padding == "same" else "",
         norm_layer=functools.partial(torch.nn.BatchNorm2d, eps=1e-3),
+        se_layer=None if gate == "se" else gate,
         global_pool="avgmax",
     )
-    model = TINY.clone(padding=padding, global_pool="avgmax")
-    name = f"all kinds of blocks, {padding}"
+    gates = {"se": squeeze_input, "gc": pool_context}
+    model = TINY.clone(padding=padding, gate=gates[gate], global_pool="avgmax")
+    name = f"all kinds of blocks, {gate}, {padding}"
     check(record_property, name, model, reference, size=size, dtype=dtype, naming="timm")
 
 
