@@ -145,11 +145,7 @@ def _squeeze_as_block(spec: BlockSpec, channels: int, activation: _Activation) -
     )
 
 
-def _squeeze_plain(
-    spec: BlockSpec,
-    channels: int,
-    activation: _Activation,  # noqa: ARG001
-) -> LayerFactory:
+def _squeeze_plain(spec: BlockSpec, channels: int, _activation: _Activation) -> LayerFactory:
     """PP-LCNet's: h is not in eights."""
     return functools.partial(SqueezeExcite.mobilenet_v3, hidden_features=round(channels * spec.se))
 

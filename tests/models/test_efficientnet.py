@@ -10,6 +10,7 @@ import pytest
 import torch
 from flax import linen as nn
 from jax.typing import DTypeLike
+from ml_collections import ConfigDict
 
 from flaxattn import BatchNorm, InputError, create_model
 from flaxattn.attention import EfficientChannel, SelectiveKernel, SqueezeExcite
@@ -460,8 +461,7 @@ def test_models_can_be_static_arguments_and_come_from_configs():
     model = create_model("efficientnet_b0", attention={"name": "eca", "stages": [2]})
     assert hash(model) == hash(model.clone())
     assert model == model.clone()
-    rows = [[["separable", 16, 3, 1]], [["inverted", 24, 3, 2, 6.0, 2]]]
-    assert (
-        InvertedResidualNet(rows).stages
-        == InvertedResidualNet(((separable(16, 3, 1),), (inverted(24, 3, 2, 6.0, 2),))).stages
-    )
+    rows = [[["separable", 16, 3, 1]], [["inverted", 24, [3, 5], 2, 6.0, 2]]]
+    same = ((separable(16, 3, 1),), (inverted(24, (3, 5), 2, 6.0, 2),))
+    assert hash(InvertedResidualNet(rows)) == hash(InvertedResidualNet(same))
+    assert InvertedResidualNet(ConfigDict({"stages": rows}).stages) == InvertedResidualNet(same)
