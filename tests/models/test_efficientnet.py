@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
-from flaxattn import BatchNorm, InputError, create_model
+from flaxattn import BatchNorm, InputError, create_model, weights
 from flaxattn.attention import EfficientChannel, SelectiveKernel, SqueezeExcite
 from flaxattn.models.efficientnet import EFFICIENTNETS
 from flaxattn.models.inverted_residual import (
@@ -196,6 +196,31 @@ def model_like(name, naming):
 def test_small_networks_are_the_references(name, naming, size, dtype, record_property):
     model, reference = model_like(name, naming), references(name)[naming]
     check_logits(record_property, name, model, reference, size=size, dtype=dtype, naming=naming)
+
+
+@pytest.mark.parametrize(
+    ("name", "naming"), [("mobilenet_v3_small", "torchvision"), ("mobilenetv3_small_050", "timm")]
+)
+def test_the_naming_is_found(name, naming):
+    reference = references(name)[naming]
+    state = {key: tensor.numpy() for key, tensor in reference.state_dict().items()}
+    found = weights.load(create_model(name), state, X.shape)
+    named = weights.load(create_model(name), state, X.shape, naming)
+    jax.tree.map(np.testing.assert_array_equal, found, named)
+
+
+@pytest.mark.parametrize("attention", ["cbam", "global_context", "se"])
+def test_weights_of_other_attention_go_there_and_back(attention):
+    placement = {"name": attention, "reduction": 4, "stages": (1, 4)}
+    model = TINY.clone(attention=placement, context="global_context")
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), shapes_of(model)
+    )
+    tensors = weights.to_torch(variables, "timm", module=model)
+    assert len(tensors) == len(jax.tree.leaves(variables))
+    back = weights.load(model, tensors, X.shape, "timm")
+    jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 
 def own_size(name):
