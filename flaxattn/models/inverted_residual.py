@@ -43,7 +43,7 @@ class BlockSpec(NamedTuple):
         features: channels of the blocks' answers.
         kernel_size: of the depthwise or dense convolution. A tuple splits the channels into as many
             parts, each with its own (MixNet); so do the two below.
-        strides: of the first block's.
+        strides: of the first block; only a stage's first row may have any.
         expansion: channels inside the block to channels of its input.
         repeats: how many blocks.
         se: width of the block's squeeze-and-excitation, as a share of channels; 0 for none.
@@ -150,9 +150,18 @@ def _deepen(
 
 
 def expand(stages: Stages) -> Stages:
-    """A row for each block: only the first of a stage has strides."""
+    """A row for each block: only the first of a stage has strides.
+
+    Raises InputError for strides in another row than a stage's first.
+    """
 
     def blocks(stage: tuple[BlockSpec, ...]) -> Iterator[BlockSpec]:
+        for spec in stage[1:]:
+            if spec.strides != 1:
+                raise InputError(
+                    f"{spec} has strides and is not the first row of its stage: begin a stage "
+                    f"with it."
+                )
         for index, spec in enumerate(s for s in stage for _ in range(s.repeats)):
             yield spec._replace(repeats=1, strides=1 if index else spec.strides)
 
@@ -633,11 +642,11 @@ class InvertedResidualNet(nn.Module):
         own = None
         if spec.se and self.attention is not False:
             features = rows[index - 1].features if index else self.stem_features
-            own = Placement(self.gate(spec, spec.inner_features(features), activation))
+            factory = self.gate(spec, spec.inner_features(features), activation)
+            own = Placement(factory, position="mid")
         chosen: Placement | None = self.attention or None
         if chosen is None or not chosen.covers(stage + 1, block, size, gated=bool(spec.se)):
             chosen = own
-        position = chosen.position if chosen is not None and chosen is not own else "mid"
         context: Placement | None = self.context
         if context is not None and not context.covers(stage + 1, block, size):
             context = None
@@ -647,7 +656,7 @@ class InvertedResidualNet(nn.Module):
             norm=norm,
             padding=self.padding,
             attention=chosen.with_defaults(**dtypes) if chosen is not None else None,
-            position=position,
+            position=chosen.position if chosen is not None else "mid",
             context=context.with_defaults(**dtypes) if context is not None else None,
             drop_path=self.drop_path * index / len(rows),
             **dtypes,

@@ -469,6 +469,7 @@ def test_context_stands_after_the_add():
         ({"global_pool": "mean"}, "unknown global_pool 'mean'.*avg, avgmax, catavgmax, max"),
         ({"activation": "swish"}, "unknown activation 'swish'.*hard_swish"),
         ({"stages": ((BlockSpec("mixed", 8),),)}, "unknown kind 'mixed'.*Known: conv, edge, inv"),
+        ({"stages": ((conv(8, 1), conv(8, 3, 2)),)}, "strides and is not the first row of its"),
         ({"stages": ((),)}, "makes no network: use a row or more"),
         ({"num_classes": -1}, "num_classes=-1 is below 0"),
         ({"stem_features": 0}, "stem_features=0 is below 1"),
