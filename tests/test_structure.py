@@ -11,6 +11,8 @@ import pytest
 
 from flaxattn import ATTENTION, BatchNorm, Conv
 from flaxattn.models import Placement, ResNet
+from flaxattn.models.inverted_residual import InvertedResidualNet
+from flaxattn.models.vgg import VGG
 
 PACKAGE = Path(__file__).parent.parent / "flaxattn"
 
@@ -83,7 +85,10 @@ CONTRACT_5 = ("dtype", "param_dtype", "kernel_init", "bias_init", "norm")
 
 @pytest.mark.parametrize(
     "layer",
-    [*dict.fromkeys(Placement(make).layer for make in ATTENTION.values()), BatchNorm, Conv, ResNet],
+    [
+        *dict.fromkeys(Placement(make).layer for make in ATTENTION.values()),
+        *(BatchNorm, Conv, ResNet, VGG, InvertedResidualNet),
+    ],
     ids=lambda layer: layer.__name__,
 )
 def test_fields_are_in_order(layer):

@@ -1,6 +1,6 @@
 """Global context: one pooled vector, transformed, for all positions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import jax
@@ -49,6 +49,7 @@ class GlobalContext(nn.Module):
         divisor: if given, h is C / reduction rounded to a multiple of it, at least one multiple.
         pool: "attention" as above, or "average", a_j = 1 / HW without conv_mask.
         fusions: of "scale" and "add", at least one.
+        activation: between the transforms' layers, the paper's relu.
         epsilon: of the layer norm.
         zero_init: what starts at zero in the transforms' last layers. "layer": kernel and bias, so
             that "add" starts as the identity and "scale" as x / 2; "kernel": not the bias, which is
@@ -69,6 +70,7 @@ class GlobalContext(nn.Module):
     divisor: int | None = None
     pool: str = "attention"
     fusions: Sequence[str] = ("add",)
+    activation: Callable[[Array], Array] = jax.nn.relu
     epsilon: float = 1e-5
     zero_init: str = "layer"
     dtype: DTypeLike | None = None
@@ -148,7 +150,7 @@ class GlobalContext(nn.Module):
         return y.astype(x.dtype)
 
     def _transform(self, pooled: Array, hidden: int, branch: str) -> Array:
-        """W2 relu(layer_norm(W1 z)): (N, C) -> (N, C)."""
+        """W2 activation(layer_norm(W1 z)): (N, C) -> (N, C)."""
 
         def conv(features: int, kernel_init: Initializer, bias_init: Initializer, name: str):
             return Conv(
@@ -177,7 +179,7 @@ class GlobalContext(nn.Module):
         )
         last = conv(pooled.shape[-1], last_kernel, last_bias[self.zero_init], f"{branch}_3")
         z = pooled[:, None, None, :]
-        return last(jax.nn.relu(norm(first(z))))[:, 0, 0, :]
+        return last(self.activation(norm(first(z))))[:, 0, 0, :]
 
     def _require_legal_fields(self):
         if self.epsilon <= 0:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
@@ -42,7 +43,7 @@ class BlockSpec(NamedTuple):
         features: channels of the blocks' answers.
         kernel_size: of the depthwise or dense convolution. A tuple splits the channels into as many
             parts, each with its own (MixNet); so do the two below.
-        strides: of the first block's.
+        strides: of the first block; only a stage's first row may have any.
         expansion: channels inside the block to channels of its input.
         repeats: how many blocks.
         se: width of the block's squeeze-and-excitation, as a share of channels; 0 for none.
@@ -149,13 +150,28 @@ def _deepen(
 
 
 def expand(stages: Stages) -> Stages:
-    """A row for each block: only the first of a stage has strides."""
+    """A row for each block: only the first of a stage has strides.
+
+    Raises InputError for strides in another row than a stage's first.
+    """
 
     def blocks(stage: tuple[BlockSpec, ...]) -> Iterator[BlockSpec]:
+        for spec in stage[1:]:
+            if spec.strides != 1:
+                raise InputError(
+                    f"{spec} has strides and is not the first row of its stage: begin a stage "
+                    f"with it."
+                )
         for index, spec in enumerate(s for s in stage for _ in range(s.repeats)):
             yield spec._replace(repeats=1, strides=1 if index else spec.strides)
 
     return tuple(tuple(blocks(stage)) for stage in stages)
+
+
+def _row(values: Sequence[Any]) -> BlockSpec:
+    """A row from its values, which in a config may be lists."""
+    hashable: list[Any] = [tuple(v) if isinstance(v, list) else v for v in values]
+    return BlockSpec(*hashable)
 
 
 # What makes a block's own attention, from its row, the channels inside it, and its activation.
@@ -173,9 +189,7 @@ def squeeze_input(
 
 
 def squeeze_inside(
-    spec: BlockSpec,
-    channels: int,
-    activation: Callable[[Array], Array],  # noqa: ARG001
+    spec: BlockSpec, channels: int, _activation: Callable[[Array], Array]
 ) -> LayerFactory:
     """MobileNetV3's: a share of the channels inside the block, in eights; ReLU, hard sigmoid."""
     hidden = make_divisible(channels * spec.se, 8)
@@ -183,12 +197,12 @@ def squeeze_inside(
 
 
 def pool_context(
-    spec: BlockSpec,
-    channels: int,  # noqa: ARG001
-    activation: Callable[[Array], Array],  # noqa: ARG001
+    spec: BlockSpec, _channels: int, activation: Callable[[Array], Array]
 ) -> LayerFactory:
     """timm's global context, of the width that squeeze-and-excitation has."""
-    return functools.partial(GlobalContext.timm, reduction=round(spec.expansion / spec.se))
+    return functools.partial(
+        GlobalContext.timm, reduction=round(spec.expansion / spec.se), activation=activation
+    )
 
 
 class InvertedResidualBlock(nn.Module):
@@ -257,38 +271,52 @@ class InvertedResidualBlock(nn.Module):
         activate: bool = True,
         routing: Array | None = None,
     ) -> Array:
-        """Convolution `name`, one or a part for each kernel size, norm, activation."""
-        sizes = kernel_size if isinstance(kernel_size, tuple) else (kernel_size,)
-        names = [name] if len(sizes) == 1 else [f"{name}_{i}" for i in range(len(sizes))]
-        inputs, outputs = _split(x.shape[-1], len(sizes)), _split(features, len(sizes))
-        starts = [sum(inputs[:i]) for i in range(len(sizes))]
-        answers = []
-        for start, width, out, size, part in zip(
-            starts, inputs, outputs, sizes, names, strict=True
-        ):
-            chunk = x[..., start : start + width] if len(sizes) > 1 else x
-            groups = out // group_size if group_size else 1
-            same = self.padding == "same" and strides > 1
-            fields: dict[str, Any] = {
-                "strides": strides,
-                "padding": 0 if same else None,
-                "groups": groups,
-                "use_bias": False,
-                "dtype": self.dtype,
-                "param_dtype": self.param_dtype,
-                "kernel_init": fan_out_of(groups),
-                "name": part,
-            }
-            if same:
-                chunk = pad_same(chunk, size, strides)
-            if routing is None:
-                answers.append(Conv(out, size, **fields)(chunk))
-            else:
-                layer = CondConv(out, size, num_experts=self.spec.experts, **fields)
-                answers.append(layer(chunk, train, routing))
-        y = answers[0] if len(answers) == 1 else jnp.concatenate(answers, axis=-1)
+        """Convolution `name`, its norm and an activation."""
+        y = self._conv(x, name, train, features, kernel_size, strides, group_size, routing)
         y = self.norm(name=norm)(y, train)
         return self.activation(y) if activate else y
+
+    def _conv(
+        self,
+        x: Array,
+        name: str,
+        train: bool,
+        features: int,
+        kernel_size: int | tuple[int, ...],
+        strides: int,
+        group_size: int | None,
+        routing: Array | None,
+    ) -> Array:
+        """A convolution, or one for each part of the channels, mixed by experts or not."""
+        if isinstance(kernel_size, tuple):
+            count = len(kernel_size)
+            ends = np.cumsum(_split(x.shape[-1], count))[:-1]
+            parts = zip(
+                jnp.split(x, ends, axis=-1), _split(features, count), kernel_size, strict=True
+            )
+            answers = [
+                self._conv(part, f"{name}_{i}", train, width, size, strides, group_size, routing)
+                for i, (part, width, size) in enumerate(parts)
+            ]
+            return jnp.concatenate(answers, axis=-1)
+        groups = features // group_size if group_size else 1
+        same = self.padding == "same" and strides > 1
+        if same:
+            x = pad_same(x, kernel_size, strides)
+        fields: dict[str, Any] = {
+            "strides": strides,
+            "padding": 0 if same else None,
+            "groups": groups,
+            "use_bias": False,
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+            "kernel_init": fan_out_of(groups),
+            "name": name,
+        }
+        if routing is None:
+            return Conv(features, kernel_size, **fields)(x)
+        layer = CondConv(features, kernel_size, num_experts=self.spec.experts, **fields)
+        return layer(x, train, routing)
 
     def _main(self, x: Array, name: str, norm: str, train: bool, **fields: Any) -> Array:
         """The depthwise or dense convolution, which has the strides."""
@@ -498,7 +526,7 @@ class InvertedResidualNet(nn.Module):
     norm: Callable[..., nn.Module] = BatchNorm
 
     def __post_init__(self) -> None:
-        self.stages = expand(tuple(tuple(BlockSpec(*spec) for spec in s) for s in self.stages))
+        self.stages = expand(tuple(tuple(map(_row, stage)) for stage in self.stages))
         self._require_legal_fields()
         sizes = [len(stage) for stage in self.stages]
         if self.attention is not False:
@@ -614,11 +642,11 @@ class InvertedResidualNet(nn.Module):
         own = None
         if spec.se and self.attention is not False:
             features = rows[index - 1].features if index else self.stem_features
-            own = Placement(self.gate(spec, spec.inner_features(features), activation))
+            factory = self.gate(spec, spec.inner_features(features), activation)
+            own = Placement(factory, position="mid")
         chosen: Placement | None = self.attention or None
         if chosen is None or not chosen.covers(stage + 1, block, size, gated=bool(spec.se)):
             chosen = own
-        position = chosen.position if chosen is not None and chosen is not own else "mid"
         context: Placement | None = self.context
         if context is not None and not context.covers(stage + 1, block, size):
             context = None
@@ -628,7 +656,7 @@ class InvertedResidualNet(nn.Module):
             norm=norm,
             padding=self.padding,
             attention=chosen.with_defaults(**dtypes) if chosen is not None else None,
-            position=position,
+            position=chosen.position if chosen is not None else "mid",
             context=context.with_defaults(**dtypes) if context is not None else None,
             drop_path=self.drop_path * index / len(rows),
             **dtypes,

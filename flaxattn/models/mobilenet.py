@@ -145,11 +145,7 @@ def _squeeze_as_block(spec: BlockSpec, channels: int, activation: _Activation) -
     )
 
 
-def _squeeze_plain(
-    spec: BlockSpec,
-    channels: int,
-    activation: _Activation,  # noqa: ARG001
-) -> LayerFactory:
+def _squeeze_plain(spec: BlockSpec, channels: int, _activation: _Activation) -> LayerFactory:
     """PP-LCNet's: h is not in eights."""
     return functools.partial(SqueezeExcite.mobilenet_v3, hidden_features=round(channels * spec.se))
 
@@ -245,6 +241,77 @@ def _fbnet_v3(stages: Stages, stem_features: int) -> Callable[..., nn.Module]:
         gate=_squeeze_fbnet,
     )
 
+
+# --- HardCoRe-NAS, Nayman et al. 2021, arXiv:2102.11646
+
+
+def hardcore_nas(*choices: tuple[tuple[int, int, bool], ...]) -> Stages:
+    """Stages 2 to 6 by each block's kernel size, expansion and whether it has attention."""
+    fixed = zip((24, 40, 80, 112, 192), (2, 2, 2, 1, 2), choices, strict=True)
+    return (
+        (separable(16, 3, 1, activation="relu"),),
+        *(
+            tuple(
+                inverted(
+                    features,
+                    kernel_size,
+                    strides,
+                    expansion,
+                    se=0.25 if gated else 0.0,
+                    activation="relu" if features < 80 else None,
+                )
+                for kernel_size, expansion, gated in stage
+            )
+            for features, strides, stage in fixed
+        ),
+        (conv(960, 1),),
+    )
+
+
+_HARDCORE_NAS: dict[str, Stages] = {
+    "hardcorenas_a": hardcore_nas(
+        ((5, 3, False), (5, 3, True)),
+        ((5, 3, False), (5, 6, True)),
+        ((5, 6, True), (5, 6, True)),
+        ((5, 6, True), (5, 6, True)),
+        ((5, 6, True), (5, 6, True)),
+    ),
+    "hardcorenas_b": hardcore_nas(
+        ((5, 3, False), (5, 3, True), (3, 3, False)),
+        ((5, 3, False), (5, 3, False), (5, 3, False)),
+        ((5, 3, False), (5, 3, False), (3, 3, False), (3, 3, False)),
+        ((5, 3, False), (3, 3, False), (3, 3, False), (3, 3, False)),
+        ((5, 6, True), (5, 6, True), (3, 3, True)),
+    ),
+    "hardcorenas_c": hardcore_nas(
+        ((5, 3, False), (5, 3, True)),
+        ((5, 3, False), (5, 3, False), (5, 3, False), (5, 3, False)),
+        ((5, 4, False), (5, 6, True), (3, 3, False), (3, 3, False)),
+        ((5, 6, True), (3, 3, False), (3, 3, False), (3, 3, False)),
+        ((5, 6, True), (5, 6, True), (3, 3, True)),
+    ),
+    "hardcorenas_d": hardcore_nas(
+        ((5, 3, True), (5, 3, True)),
+        ((5, 3, True), (5, 4, True), (3, 3, True)),
+        ((5, 4, True), (3, 3, True), (3, 3, True), (3, 3, True)),
+        ((3, 4, True), (5, 4, True), (3, 3, True), (5, 3, True)),
+        ((5, 6, True), (5, 6, True), (5, 6, True), (3, 6, True)),
+    ),
+    "hardcorenas_e": hardcore_nas(
+        ((5, 3, True), (5, 3, True)),
+        ((5, 6, True), (5, 4, True), (5, 4, True), (3, 3, True)),
+        ((5, 4, True), (3, 6, True)),
+        ((5, 6, True), (5, 6, True), (5, 6, True), (5, 3, True)),
+        ((5, 6, True), (5, 6, True), (5, 6, True), (3, 6, True)),
+    ),
+    "hardcorenas_f": hardcore_nas(
+        ((5, 3, True), (5, 3, True)),
+        ((5, 6, True), (5, 6, True)),
+        ((5, 6, True), (5, 6, True), (3, 3, True), (3, 3, True)),
+        ((3, 6, True), (5, 6, True), (5, 6, True), (3, 3, True)),
+        ((5, 6, True), (5, 6, True), (3, 6, True), (3, 6, True)),
+    ),
+}
 
 # --- MnasNet, Tan et al. 2019, arXiv:1807.11626
 
@@ -402,6 +469,16 @@ MOBILENETS: dict[str, Callable[..., nn.Module]] = {
     "fbnetv3_b": _fbnet_v3(FBNET_V3_B, 16),
     "fbnetv3_d": _fbnet_v3(FBNET_V3_D, 24),
     "fbnetv3_g": _fbnet_v3(FBNET_V3_G, 32),
+    **{
+        name: functools.partial(
+            InvertedResidualNet,
+            stages=stages,
+            head="pool_first",
+            activation="hard_swish",
+            gate=squeeze_inside,
+        )
+        for name, stages in _HARDCORE_NAS.items()
+    },
     "mnasnet_050": _mnasnet(MNASNET_B1, 0.5),
     "mnasnet_075": _mnasnet(MNASNET_B1, 0.75),
     "mnasnet_100": _mnasnet(MNASNET_B1, 1.0),

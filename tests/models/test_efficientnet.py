@@ -10,8 +10,9 @@ import pytest
 import torch
 from flax import linen as nn
 from jax.typing import DTypeLike
+from ml_collections import ConfigDict
 
-from flaxattn import BatchNorm, InputError, create_model
+from flaxattn import BatchNorm, InputError, create_model, weights
 from flaxattn.attention import EfficientChannel, SelectiveKernel, SqueezeExcite
 from flaxattn.models.efficientnet import EFFICIENTNETS
 from flaxattn.models.inverted_residual import (
@@ -21,9 +22,11 @@ from flaxattn.models.inverted_residual import (
     conv,
     edge,
     inverted,
+    pool_context,
     scale_depth,
     scale_width,
     separable,
+    squeeze_input,
     squeeze_inside,
 )
 from flaxattn.models.mobilenet import MOBILENETS, TF_NORM
@@ -111,16 +114,16 @@ TINY = InvertedResidualNet(ROWS, stem_features=16, head_features=64, num_classes
 
 
 @pytest.mark.parametrize(
-    ("padding", "size", "dtype"),
+    ("padding", "gate", "size", "dtype"),
     [
-        ("symmetric", (65, 48), "float64"),
-        ("same", (62, 49), "float64"),
-        pytest.param("symmetric", (64, 49), "float32", marks=pytest.mark.slow),
-        pytest.param("same", (65, 48), "float32", marks=pytest.mark.slow),
+        ("symmetric", "se", (65, 48), "float64"),
+        ("same", "gc", (62, 49), "float64"),
+        pytest.param("symmetric", "gc", (64, 49), "float32", marks=pytest.mark.slow),
+        pytest.param("same", "se", (65, 48), "float32", marks=pytest.mark.slow),
     ],
     ids=str,
 )
-def test_every_kind_of_block_is_timms(padding, size, dtype, record_property):
+def test_every_kind_of_block_is_timms(padding, gate, size, dtype, record_property):
     reference = EfficientNet(
         decode_arch_def(WORDS),
         num_classes=10,
@@ -128,10 +131,12 @@ def test_every_kind_of_block_is_timms(padding, size, dtype, record_property):
         stem_size=16,
         pad_type="same" if padding == "same" else "",
         norm_layer=functools.partial(torch.nn.BatchNorm2d, eps=1e-3),
+        se_layer=None if gate == "se" else gate,
         global_pool="avgmax",
     )
-    model = TINY.clone(padding=padding, global_pool="avgmax")
-    name = f"all kinds of blocks, {padding}"
+    gates = {"se": squeeze_input, "gc": pool_context}
+    model = TINY.clone(padding=padding, gate=gates[gate], global_pool="avgmax")
+    name = f"all kinds of blocks, {gate}, {padding}"
     check(record_property, name, model, reference, size=size, dtype=dtype, naming="timm")
 
 
@@ -191,6 +196,31 @@ def model_like(name, naming):
 def test_small_networks_are_the_references(name, naming, size, dtype, record_property):
     model, reference = model_like(name, naming), references(name)[naming]
     check_logits(record_property, name, model, reference, size=size, dtype=dtype, naming=naming)
+
+
+@pytest.mark.parametrize(
+    ("name", "naming"), [("mobilenet_v3_small", "torchvision"), ("mobilenetv3_small_050", "timm")]
+)
+def test_the_naming_is_found(name, naming):
+    reference = references(name)[naming]
+    state = {key: tensor.numpy() for key, tensor in reference.state_dict().items()}
+    found = weights.load(create_model(name), state, X.shape)
+    named = weights.load(create_model(name), state, X.shape, naming)
+    jax.tree.map(np.testing.assert_array_equal, found, named)
+
+
+@pytest.mark.parametrize("attention", ["cbam", "global_context", "se"])
+def test_weights_of_other_attention_go_there_and_back(attention):
+    placement = {"name": attention, "reduction": 4, "stages": (1, 4)}
+    model = TINY.clone(attention=placement, context="global_context")
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), shapes_of(model)
+    )
+    tensors = weights.to_torch(variables, "timm", module=model)
+    assert len(tensors) == len(jax.tree.leaves(variables))
+    back = weights.load(model, tensors, X.shape, "timm")
+    jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 
 def own_size(name):
@@ -439,6 +469,7 @@ def test_context_stands_after_the_add():
         ({"global_pool": "mean"}, "unknown global_pool 'mean'.*avg, avgmax, catavgmax, max"),
         ({"activation": "swish"}, "unknown activation 'swish'.*hard_swish"),
         ({"stages": ((BlockSpec("mixed", 8),),)}, "unknown kind 'mixed'.*Known: conv, edge, inv"),
+        ({"stages": ((conv(8, 1), conv(8, 3, 2)),)}, "strides and is not the first row of its"),
         ({"stages": ((),)}, "makes no network: use a row or more"),
         ({"num_classes": -1}, "num_classes=-1 is below 0"),
         ({"stem_features": 0}, "stem_features=0 is below 1"),
@@ -456,8 +487,7 @@ def test_models_can_be_static_arguments_and_come_from_configs():
     model = create_model("efficientnet_b0", attention={"name": "eca", "stages": [2]})
     assert hash(model) == hash(model.clone())
     assert model == model.clone()
-    rows = [[["separable", 16, 3, 1]], [["inverted", 24, 3, 2, 6.0, 2]]]
-    assert (
-        InvertedResidualNet(rows).stages
-        == InvertedResidualNet(((separable(16, 3, 1),), (inverted(24, 3, 2, 6.0, 2),))).stages
-    )
+    rows = [[["separable", 16, 3, 1]], [["inverted", 24, [3, 5], 2, 6.0, 2]]]
+    same = ((separable(16, 3, 1),), (inverted(24, (3, 5), 2, 6.0, 2),))
+    assert hash(InvertedResidualNet(rows)) == hash(InvertedResidualNet(same))
+    assert InvertedResidualNet(ConfigDict({"stages": rows}).stages) == InvertedResidualNet(same)

@@ -502,6 +502,8 @@ def test_a_models_weights_go_out_and_come_back_under_a_layers_naming():
         ("attention", {"name": "se", "blocks": (1,)}, "block 1 of stage 2.*blocks 0 to 0"),
         ("attention", {"name": "se", "blocks": -1}, "block -1 of stage 1"),
         ("attention", {"name": "se", "position": "middle"}, "position 'middle'.*mid"),
+        ("attention", {"name": "se", "blocks": "gated"}, "blocks='gated': use 'all', 'last' or"),
+        ("attention", {"name": "se", "after": "conv1"}, "after=.'conv1',.: only VGG's"),
         (
             "conv",
             {"name": "sk", "features": 8},
