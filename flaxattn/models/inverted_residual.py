@@ -525,6 +525,8 @@ class InvertedResidualNet(nn.Module):
     param_dtype: DTypeLike = jnp.float32
     norm: Callable[..., nn.Module] = BatchNorm
 
+    head_name: ClassVar[str] = "classifier"
+
     def __post_init__(self) -> None:
         self.stages = expand(tuple(tuple(map(_row, stage)) for stage in self.stages))
         self._require_legal_fields()

@@ -129,7 +129,7 @@ class ResNet(nn.Module):
     kernel_init: Initializer = kaiming_fan_out
     norm: Callable[..., nn.Module] = BatchNorm
 
-    classifier: ClassVar[str] = "fc"
+    head_name: ClassVar[str] = "fc"
     attention_name: ClassVar[str] = "se"
     known_blocks: ClassVar[dict[str, type[ResidualBlock]]] = BLOCKS
 
@@ -245,7 +245,7 @@ class ResNet(nn.Module):
             classifier = Classifier(
                 self.num_classes, param_dtype=self.param_dtype, kernel_init=torch_default
             )
-            setattr(self, self.classifier, classifier)
+            setattr(self, self.head_name, classifier)
 
     def setup_stem(self, conv: LayerFactory, norm: LayerFactory) -> None:
         """The layers that `stem_layers` applies."""
@@ -263,7 +263,7 @@ class ResNet(nn.Module):
         pooled = GLOBAL_POOLS[self.global_pool](self.features(images, train)[-1])
         if not self.num_classes:
             return pooled
-        return getattr(self, self.classifier)(self.drop(pooled, deterministic=not train))
+        return getattr(self, self.head_name)(self.drop(pooled, deterministic=not train))
 
     def features(self, images: Array, train: bool = False) -> list[Array]:
         """The map after each stage, `feature_strides` times smaller than the images, rounded up.

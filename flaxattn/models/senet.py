@@ -64,7 +64,7 @@ class SENet(ResNet):
     dropout: float = 0.2
     attention: Any = "se"
 
-    classifier: ClassVar[str] = "last_linear"
+    head_name: ClassVar[str] = "last_linear"
     attention_name: ClassVar[str] = "se_module"
     known_blocks: ClassVar[dict[str, type[ResidualBlock]]] = {
         "caffe_basic": CaffeBasicBlock,

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +81,8 @@ class VGG(nn.Module):
     param_dtype: DTypeLike = jnp.float32
     kernel_init: Initializer = kaiming_fan_out
     norm: Callable[..., nn.Module] = BatchNorm
+
+    head_name: ClassVar[str] = "fc8"
 
     def __post_init__(self) -> None:
         self.stage_sizes = tuple(self.stage_sizes)
