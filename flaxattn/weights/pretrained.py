@@ -144,26 +144,23 @@ class _Layers(NamedTuple):
 
 def _structure(module: nn.Module, input_shape: Sequence[int]) -> tuple[dict[tuple, Any], _Layers]:
     """The module's flat abstract variables, and its layers, seen while it is evaluated."""
-    called: dict[tuple[str, ...], type[nn.Module]] = {}
+    called: dict[tuple[str, ...], str | None] = {}
 
     def note(method, args, kwargs, context):
-        called.setdefault(context.module.path, type(context.module))
+        if context.module.scope is not None:  # a check of its own fields runs before it has a place
+            called.setdefault(context.module.path, getattr(context.module, "role", None))
         return method(*args, **kwargs)
 
     with nn.intercept_methods(note):
         targets = flatten_dict(abstract_variables(module, input_shape))
     attention: list[tuple[str, ...]] = []
-    for path in sorted(path for path, layer in called.items() if path and _can_be_added(layer)):
+    for path in sorted(path for path, role in called.items() if path and role in _ADDED):
         if not any(path[: len(outer)] == outer for outer in attention):
             attention.append(path)
     kernels = (("params", *path, "kernel") for path in called)
     first = next((path for path in kernels if path in targets), ())
     head = tuple(getattr(module, "head_name", "fc").split("/"))
     return targets, _Layers(head, tuple(attention), first)
-
-
-def _can_be_added(layer: type[nn.Module]) -> bool:
-    return getattr(layer, "role", None) in _ADDED
 
 
 def _within(path: Sequence[str], layer: Sequence[str]) -> bool:
