@@ -255,12 +255,12 @@ def hardcore_nas(*choices: tuple[tuple[int, int, bool], ...]) -> Stages:
                 inverted(
                     features,
                     kernel_size,
-                    strides,
+                    strides if block == 0 else 1,
                     expansion,
                     se=0.25 if gated else 0.0,
                     activation="relu" if features < 80 else None,
                 )
-                for kernel_size, expansion, gated in stage
+                for block, (kernel_size, expansion, gated) in enumerate(stage)
             )
             for features, strides, stage in fixed
         ),
