@@ -408,7 +408,6 @@ ECA = {"conv"}
             dict.fromkeys(GATED, OWN) | {(3, 1): ECA, (4, 1): ECA},
         ),
     ],
-    ids=str,
 )
 def test_attention_takes_the_place_of_the_architectures(attention, expected):
     assert attention_in(TINY.clone(attention=attention)) == expected
