@@ -73,6 +73,8 @@ DRAWN = {
     "width": st.sampled_from([0.0, 2.0, (1.0, 4.0), (4.0, 1.0)]),
     "window_size": st.integers(0, 5),
 }
+# Fields of the same name that mean something else in a single layer.
+OF_LAYER = {("cond_conv", "padding"): st.none()}
 MAPS = st.sampled_from([(1, 1), (1, 5), (2, 2), (3, 4), (4, 4), (5, 2), (8, 8)])
 CHANNELS = st.sampled_from([1, 2, 3, 8, 12, 32, 64])
 
@@ -83,7 +85,8 @@ def drawn_fields(data, name):
     for field in dataclasses.fields(Placement(ATTENTION[name]).layer):
         required = field.name == "features"
         if field.name in DRAWN and (required or data.draw(st.booleans(), f"draw {field.name}")):
-            drawn[field.name] = data.draw(DRAWN[field.name], field.name)
+            values = OF_LAYER.get((name, field.name), DRAWN[field.name])
+            drawn[field.name] = data.draw(values, field.name)
     return drawn
 
 
