@@ -11,6 +11,7 @@ from flaxattn.errors import unknown
 from flaxattn.models.efficientnet import EFFICIENTNETS
 from flaxattn.models.mobilenet import MOBILENETS
 from flaxattn.models.placement import Placement
+from flaxattn.models.regnet import REGNETS, RegNet
 from flaxattn.models.residual_block import BasicBlock, Bottleneck
 from flaxattn.models.resnet import ResNet
 from flaxattn.models.resnets import RESNETS
@@ -20,6 +21,7 @@ from flaxattn.models.vgg import VGGS
 MODELS: dict[str, Callable[..., nn.Module]] = {
     **{name: functools.partial(ResNet, **fields) for name, fields in RESNETS.items()},
     **{name: functools.partial(SENet, **fields) for name, fields in SENETS.items()},
+    **{name: functools.partial(RegNet, **fields) for name, fields in REGNETS.items()},
     **VGGS,
     **MOBILENETS,
     **EFFICIENTNETS,
@@ -63,6 +65,7 @@ __all__ = [
     "BasicBlock",
     "Bottleneck",
     "Placement",
+    "RegNet",
     "ResNet",
     "SENet",
     "create_model",

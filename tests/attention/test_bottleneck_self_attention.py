@@ -25,9 +25,18 @@ CASES = [
         timm_layer(13, 7, scale_pos_embed=True),
         "timm",
         maps=((13, 7),),
+        refused=((56, 56), (1, 1)),  # timm's layer is for maps of one size
     ),
-    Case(("botnet.timm",), {"features": 32}, timm_layer(13, 7), "timm", maps=((13, 7),)),
+    Case(
+        ("botnet.timm",),
+        {"features": 32},
+        timm_layer(13, 7),
+        "timm",
+        maps=((13, 7),),
+        refused=((56, 56), (1, 1)),
+    ),
     Case(("botnet.timm, 1x1",), {"features": 32}, timm_layer(1, 1), "timm", maps=((1, 1),)),
+    Case(("botnet.timm, 56x56",), {"features": 32}, timm_layer(56, 56), "timm", maps=((56, 56),)),
     Case(
         ("botnet.timm, strided, chunked",),
         {

@@ -20,6 +20,7 @@ CASES = [
         lambda: HaloAttn(32),
         "timm",
         maps=((16, 8),),
+        refused=((13, 7), (1, 1)),
     ),
     Case(
         ("halo, a wide halo, strided queries",),

@@ -25,6 +25,7 @@ CASES = [
         lambda: lambda_layer.LambdaLayer(32, stride=2, num_heads=8, qkv_bias=True),
         "timm",
         maps=((28, 14),),
+        refused=((13, 7), (1, 1)),  # strides that do not divide the map
     ),
     Case(
         ("lambda, the whole map",),

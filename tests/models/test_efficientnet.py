@@ -48,7 +48,7 @@ LARGE = {
     for name in NAMES
     if name.endswith(("_b3", "_b4", "_b5", "_b6", "_b7", "_b8", "_l2", "v2_m", "v2_l", "v2_xl"))
     or name.endswith(
-        ("mixnet_l", "mixnet_xl", "mixnet_xxl", "fbnetv3_d", "fbnetv3_g", "_rw_m", "el")
+        ("mixnet_l", "mixnet_xl", "mixnet_xxl", "fbnetv3_d", "fbnetv3_g", "_rw_m", "el", "_b2")
     )
 }
 # Where timm's own default differs from what its weights were trained with.

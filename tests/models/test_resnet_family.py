@@ -31,17 +31,17 @@ PRUNED = {"ecaresnet50d_pruned", "ecaresnet101d_pruned"}
 # Each has something that the others lack; what the second row has, the first has in parts.
 DIFFERENT = (
     "test_resnet",
-    "resnetaa50",
     "resnetblur50d",
     "resnet50_gn",
     "resnetrs50",
-    "senet154",
     "skresnext50_32x4d",
     "resnest50d",
     "legacy_seresnet18",
-    "legacy_seresnet50",
 )
 MORE = (
+    "resnetaa50",
+    "senet154",
+    "legacy_seresnet50",
     "resnet10t",
     "resnet50s",
     "resnext50_32x4d",
@@ -95,7 +95,10 @@ def test_every_name_of_timms_is_there():
     assert set(NAMES) <= MODELS.keys()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if depth(name) > 16 else []) for name in NAMES],
+)
 def test_parameters_have_timms_names_and_shapes(name):
     """All tensors of both; of ours two blocks a stage are made, for the others are like these."""
     model = create_model(name)

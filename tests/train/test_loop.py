@@ -16,6 +16,9 @@ from flaxattn.train import loop
 from flaxattn.train.config import require_valid
 from tests.train.runs import history, losses, newest_state, newest_step
 
+# Eight devices, the default, compile and run a third longer on two cores.
+ONE = jax.devices()[:1]
+
 
 def assert_bit_equal(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
@@ -26,7 +29,7 @@ def test_every_digits_experiment_trains(data_dir, tmp_path, name):
     config = digits.get_config(f"{name},debug")
     config.data.data_dir = data_dir
     config.epochs = 0.25
-    result = loop.run(config, tmp_path, devices=jax.devices()[:1])
+    result = loop.run(config, tmp_path, devices=ONE)
     assert result["count"] == 359
     assert np.isfinite(losses(tmp_path)).all()
 
@@ -68,16 +71,16 @@ def test_a_run_leaves_all_that_people_ask_for(config, tmp_path):
 
 
 def test_a_complete_run_is_not_trained_again(config, tmp_path, monkeypatch):
-    first = loop.run(config, tmp_path)
+    first = loop.run(config, tmp_path, devices=ONE)
     monkeypatch.setattr(loop, "make_train_step", None)
-    assert loop.run(config, tmp_path) == first
+    assert loop.run(config, tmp_path, devices=ONE) == first
 
 
 def test_a_run_killed_before_its_result_only_evaluates(config, tmp_path, monkeypatch):
-    first = loop.run(config, tmp_path)
+    first = loop.run(config, tmp_path, devices=ONE)
     (tmp_path / "result.json").unlink()
     monkeypatch.setattr(loop, "train_batches", lambda *_, **__: iter_with_close())
-    assert loop.run(config, tmp_path) == first
+    assert loop.run(config, tmp_path, devices=ONE) == first
 
 
 def iter_with_close():
@@ -115,7 +118,7 @@ def test_each_example_counts_once(config, tmp_path, eval_batch_size):
     """Whatever the batch size; 359 is a prime number."""
     config.epochs = 0.2
     config.eval_batch_size = 359
-    whole = loop.run(config, tmp_path / "whole", devices=jax.devices()[:1])
+    whole = loop.run(config, tmp_path / "whole", devices=ONE)
     config.eval_batch_size = eval_batch_size
     found = loop.run(config, tmp_path / "parts")
     assert found["count"] == 359
@@ -124,7 +127,7 @@ def test_each_example_counts_once(config, tmp_path, eval_batch_size):
 
 
 def test_told_to_stop_it_saves_and_goes_on_bit_equal(config, tmp_path, monkeypatch):
-    loop.run(config, tmp_path / "whole")
+    loop.run(config, tmp_path / "whole", devices=ONE)
 
     def interrupted(*args, start_step, **kwargs):
         batches = train_batches(*args, start_step=start_step, **kwargs)
@@ -138,9 +141,9 @@ def test_told_to_stop_it_saves_and_goes_on_bit_equal(config, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_batches", interrupted)
         with pytest.raises(loop.Preempted, match=r"after step 5 of 11: all is saved in .*parts"):
-            loop.run(config, tmp_path / "parts")
+            loop.run(config, tmp_path / "parts", devices=ONE)
     assert signal.getsignal(signal.SIGTERM) is handler
-    loop.run(config, tmp_path / "parts")
+    loop.run(config, tmp_path / "parts", devices=ONE)
     assert_bit_equal(newest_state(tmp_path / "parts"), newest_state(tmp_path / "whole"))
     assert losses(tmp_path / "parts", "test") == losses(tmp_path / "whole", "test")
 
@@ -172,12 +175,12 @@ def test_what_is_not_finite_names_its_step(config, tmp_path, monkeypatch):
     config.checkpoint_every = 1
     schedule = loop.learning_rate
     with pytest.raises(loop.Diverged, match=r"not finite numbers at step 1; .*none was saved yet"):
-        loop.run(config, tmp_path / "at once")
+        loop.run(config, tmp_path / "at once", devices=ONE)
     monkeypatch.setattr(
         loop, "learning_rate", lambda *a, **k: lambda t: jnp.where(t < 2, 0.1, schedule(*a, **k)(t))
     )
     with pytest.raises(loop.Diverged, match=r"at step 3; .*step 2 in .*in another --workdir, try"):
-        loop.run(config, tmp_path / "later")
+        loop.run(config, tmp_path / "later", devices=ONE)
     assert newest_step(tmp_path / "later") == 2
     assert not (tmp_path / "later" / "result.json").exists()
 
@@ -198,7 +201,7 @@ def test_the_step_is_traced_once(config, tmp_path, monkeypatch):
     make_train_step = loop.make_train_step
     monkeypatch.setattr(loop, "make_train_step", kept)
     config.eval_every = 0.2
-    loop.run(config, tmp_path)
+    loop.run(config, tmp_path, devices=ONE)
     assert [step._cache_size() for step in steps] == [1]
 
 
@@ -207,7 +210,7 @@ def test_profiler_window(config, tmp_path, window):
     """A window that reaches past the end is cut off there."""
     config.epochs = 0.2
     config.profile.start, config.profile.steps = window
-    loop.run(config, tmp_path, devices=jax.devices()[:1])
+    loop.run(config, tmp_path, devices=ONE)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
@@ -224,7 +227,7 @@ def test_profiler_window(config, tmp_path, window):
 def test_every_option_trains(config, tmp_path, fields):
     config.update_from_flattened_dict(fields)
     config.batch_size = 64
-    result = loop.run(config, tmp_path)
+    result = loop.run(config, tmp_path, devices=ONE)
     assert np.isfinite(losses(tmp_path)).all()
     assert result["count"] == 359
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(newest_state(tmp_path)["params"])}
@@ -273,10 +276,10 @@ def test_even_kernel(config, tmp_path):
 
 
 def test_another_experiments_directory(config, tmp_path):
-    loop.run(config, tmp_path)
+    loop.run(config, tmp_path, devices=ONE)
     config.seed = 1
     with pytest.raises(InputError, match="holds another experiment, which differs in seed: 0 the"):
-        loop.run(config, tmp_path)
+        loop.run(config, tmp_path, devices=ONE)
 
 
 @pytest.fixture
@@ -303,7 +306,7 @@ def imagenet_config(folder):
 
 
 def test_the_imagenet_recipe_runs_on_a_folder(imagenet_config, tmp_path):
-    result = loop.run(imagenet_config, tmp_path / "run")
+    result = loop.run(imagenet_config, tmp_path / "run", devices=ONE)
     assert result["count"] == 8
     assert len(losses(tmp_path / "run")) == 2
 
@@ -315,10 +318,10 @@ def test_a_broken_image_is_named_and_costs_no_step(imagenet_config, folder, tmp_
     pixels = whole.read_bytes()
     whole.write_bytes(b"no image")
     with pytest.raises(InputError, match=r"light/1\.png"):
-        loop.run(imagenet_config, tmp_path / "run")
+        loop.run(imagenet_config, tmp_path / "run", devices=ONE)
     whole.write_bytes(pixels)
-    loop.run(imagenet_config, tmp_path / "run")
-    loop.run(imagenet_config, tmp_path / "unbroken")
+    loop.run(imagenet_config, tmp_path / "run", devices=ONE)
+    loop.run(imagenet_config, tmp_path / "unbroken", devices=ONE)
     assert_bit_equal(newest_state(tmp_path / "run"), newest_state(tmp_path / "unbroken"))
 
 
