@@ -8,6 +8,7 @@ sides, and is differentiable in both modes and to any order. benchmarks/ measure
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from flaxattn.precision import at_least_float32
 # Channels that are convolved densely at once, though only those of one group belong together: fewer
 # would leave the multiplication to small matrices, more would multiply too many zeros.
 BLOCK_FEATURES = 32
+# Of a depthwise kernel, 11x11: each is a term of the program, which thousands would make too long.
+MOST_TAPS = 121
 
 
 class Geometry(NamedTuple):
@@ -53,7 +56,9 @@ def formulation(
     if geometry.groups == 1:
         is_pointwise = kernel.shape[:-2] == (1,) * (x.ndim - 2) and not any(geometry.padding)
         return pointwise if is_pointwise else None
-    return depthwise if geometry.groups == x.shape[-1] == kernel.shape[-1] else grouped
+    if geometry.groups != x.shape[-1] or geometry.groups != kernel.shape[-1]:
+        return grouped
+    return depthwise if math.prod(kernel.shape[:-2]) <= MOST_TAPS else None
 
 
 def pointwise(x: Array, kernel: Array, geometry: Geometry, precision: lax.PrecisionLike) -> Array:

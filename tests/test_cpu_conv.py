@@ -61,6 +61,11 @@ def test_is_xlas_own(case):
         check_grads(jax.jit(lambda *a: jnp.sin(faster(*a, geometry, None))), (x, kernel), order=1)
 
 
+def test_a_depthwise_kernel_as_large_as_a_map_is_left_to_xla():
+    x, kernel = jnp.zeros((1, 14, 14, 3)), jnp.zeros((14, 14, 1, 3))
+    assert cpu_conv.formulation(x, kernel, Geometry((1, 1), (0, 0), (1, 1), 3)) is None
+
+
 def test_second_derivatives_and_batches_of_kernels():
     with jax.enable_x64(True):
         x, kernel, geometry = drawn("depthwise, strides", np.float64)

@@ -51,6 +51,7 @@ class Case(NamedTuple):
         cancelled: torch parameters whose gradients are zero but for rounding, such as those of a
             bias that batch normalisation or a softmax takes away again: measured against the
             largest gradient of all.
+        dtypes: to compare in, fewer where torch fails in one.
     """
 
     rows: tuple[str, ...]
@@ -64,6 +65,7 @@ class Case(NamedTuple):
     refuses: Callable[..., bool] | None = None
     exact: bool = False
     cancelled: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ("float32", "float64")
 
     @property
     def layer(self):
@@ -80,6 +82,8 @@ class Case(NamedTuple):
         Of `maps`, make test takes the largest and the single position with a batch of one, in
         float32, and the others with the larger batch, in both precisions.
         """
+        if dtype not in self.dtypes:
+            return []
         left = () if ", " in self.rows[-1] else {*MAPS} - {*self.maps} - {*self.refused}
 
         def is_quick(n, size):

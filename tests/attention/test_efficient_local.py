@@ -19,6 +19,7 @@ CASES = [
         lambda: efficient_local.EfficientLocal(32, 5, num_groups=32),
         "circulating",
         maps=((13, 7),),
+        refused=((1, 1),),  # one value in each group
     ),
     Case(
         ("ela.small",),
@@ -33,6 +34,7 @@ CASES = [
         lambda: efficient_local.EfficientLocal(32, 7, groups=4),
         "circulating",
         maps=((13, 7),),
+        exact=True,
     ),
     Case(("ela.timm",), {}, lambda: timm.layers.coord_attn.EfficientLocalAttn(32), "timm"),
     Case(

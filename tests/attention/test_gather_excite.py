@@ -9,7 +9,7 @@ from flaxattn import weights
 from flaxattn.attention import GatherExcite, SqueezeExcite
 from flaxattn.errors import InputError
 from tests.attention import contract
-from tests.attention.parity import Case, per_sample
+from tests.attention.parity import MAPS, Case, per_sample
 from tests.torch_reference import gather_excite
 from tests.torch_reference.torchvision_shim import timm
 
@@ -54,10 +54,15 @@ CASES = [
             conv(variant == "theta_plus", size),
             "timm",
             maps=(size,),
+            refused=tuple({*MAPS} - {size}),  # timm's layer is for maps of one size
             refuses=per_sample,
         )
         for variant, size, rows in (
             ("theta", (14, 14), ()),
+            ("theta", (56, 56), ()),
+            ("theta", (1, 1), ()),
+            ("theta_plus", (56, 56), ()),
+            ("theta_plus", (1, 1), ()),
             ("theta", (13, 7), ("gather_excite.theta",)),
             ("theta_plus", (13, 7), ("gather_excite.theta_plus",)),
         )

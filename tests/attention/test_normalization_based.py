@@ -14,12 +14,28 @@ from tests.torch_reference import normalization_based
 
 CASES = [
     Case(("nam", "nam.official"), {}, lambda: normalization_based.Att(32), "official"),
+    # The spatial half has weights for each position.
     Case(
         ("nam.channel_spatial",),
         {},
         lambda: normalization_based.Att(32, 13 * 7),
         "official",
         maps=((13, 7),),
+        refused=((56, 56), (1, 1)),
+    ),
+    Case(
+        ("nam.channel_spatial, 56x56",),
+        {},
+        lambda: normalization_based.Att(32, 56 * 56),
+        "official",
+        maps=((56, 56),),
+    ),
+    Case(
+        ("nam.channel_spatial, 1x1",),
+        {},
+        lambda: normalization_based.Att(32, 1),
+        "official",
+        maps=((1, 1),),
     ),
 ]
 
