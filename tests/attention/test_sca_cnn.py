@@ -22,6 +22,7 @@ CASES = [
         "official",
         maps=((7, 7), (13, 7), (1, 1)),
         features=FEW,
+        exact=True,
     ),
     Case(
         ("sca_cnn.official_res5c",),
