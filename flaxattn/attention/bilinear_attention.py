@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.blocks import require_divisor
 from flaxattn.attention.bottleneck import reduced_features
+from flaxattn.attention.pooling import maximum
 from flaxattn.conv import Conv, Initializer, kaiming_fan_out, torch_default
 from flaxattn.errors import InputError
 from flaxattn.norm import BatchNorm
@@ -161,10 +162,9 @@ class _Transform(nn.Module):
         size, groups = self.block_size, self.groups
         wide = at_least_float32(u.dtype)
         guide = _ConvNormReLU(groups, name="conv1", **self.layer)(u, train)
-        # Not jnp.max: its gradient compares the map with the maximum, and is 0 / 0 where XLA fuses
-        # and computes the two apart with different rounding. A pool picks a position.
-        by_row = nn.max_pool(guide, row := (height // size, width), row)
-        by_column = nn.max_pool(guide, column := (height, width // size), column)
+        by_row = maximum(guide.reshape(batch, size, -1, groups), 2)
+        columns = maximum(guide, 1).reshape(batch, size, width // size, groups)
+        by_column = maximum(columns, 2).swapaxes(1, 2)
 
         def weights(maxima: Array, name: str, axis: int) -> Array:
             conv = Conv(

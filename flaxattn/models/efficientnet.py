@@ -10,17 +10,16 @@ from typing import Any
 from flax import linen as nn
 
 from flaxattn.attention.bottleneck import make_divisible
-from flaxattn.models.inverted_residual import (
-    InvertedResidualNet,
+from flaxattn.models.block_spec import (
     Stages,
     conv,
     edge,
     inverted,
-    pool_context,
     scale_depth,
     scale_width,
     separable,
 )
+from flaxattn.models.inverted_residual import InvertedResidualNet, pool_context
 from flaxattn.models.mobilenet import TF, TF_NORM
 
 # --- EfficientNet, Tan and Le 2019, arXiv:1905.11946, table 1

@@ -12,9 +12,8 @@ from jax import Array
 
 from flaxattn.attention import SqueezeExcite
 from flaxattn.attention.bottleneck import make_divisible
-from flaxattn.models.inverted_residual import (
+from flaxattn.models.block_spec import (
     BlockSpec,
-    InvertedResidualNet,
     Stages,
     conv,
     edge,
@@ -22,8 +21,8 @@ from flaxattn.models.inverted_residual import (
     scale_depth,
     scale_width,
     separable,
-    squeeze_inside,
 )
+from flaxattn.models.inverted_residual import InvertedResidualNet, squeeze_inside
 from flaxattn.models.placement import LayerFactory
 from flaxattn.norm import BatchNorm
 

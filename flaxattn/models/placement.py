@@ -112,6 +112,7 @@ def place(
     positions: Sequence[str] = ("out", "mid"),
     gated: bool = False,
     named: bool = False,
+    shareable: bool = True,
 ) -> Placement | None:
     """The placement that `value` describes for a slot of a backbone.
 
@@ -124,6 +125,7 @@ def place(
         positions: that the backbone has for attention, the usual one first.
         gated: whether the architecture has attention of its own in some blocks.
         named: whether its blocks are convolutions with names, for `after`.
+        shareable: whether the blocks of a stage are alike enough to have one layer.
 
     Without `blocks`, attention stands in the blocks that have it by architecture, or in every block
     where none has; conv in every block, context after each stage's last one. A `Placement` stands
@@ -147,7 +149,7 @@ def place(
     _require_role(slot, value)
     _require_existing(slot, value, stage_sizes, positions, gated)
     _require_named(slot, value, stage_sizes, named)
-    _require_shareable(slot, value)
+    _require_shareable(slot, value, shareable)
     _require_graftable(slot, value, gated)
     return value
 
@@ -327,9 +329,13 @@ def _require_named(
             raise unknown("convolution", name, names)
 
 
-def _require_shareable(slot: str, placement: Placement) -> None:
+def _require_shareable(slot: str, placement: Placement, shareable: bool) -> None:
     if not isinstance(placement.share, bool):
         raise InputError(f"{slot} share={placement.share!r}: use True or False.")
+    if placement.share and not shareable:
+        raise InputError(
+            f"{slot} share=True: the blocks of a stage differ in width here; leave it out."
+        )
     if placement.share and slot == "conv":
         raise InputError(
             "share=True in the conv slot: a stage's first convolution has other channels than the "

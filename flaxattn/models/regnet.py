@@ -74,8 +74,8 @@ class RegNet(nn.Module):
             (x, train).
 
     Raises InputError when constructed with numbers that make no four stages, an unknown pool,
-    negative `num_classes`, or a slot `place` refuses, `share` included, for the first block of a
-    stage has other channels.
+    negative `num_classes`, or a slot `place` refuses, `share` included, for a stage's first
+    block has other channels inside.
     """
 
     depth: int
@@ -121,14 +121,9 @@ class RegNet(nn.Module):
                 sizes,
                 positions=("mid", "out"),
                 gated=bool(self.se),
+                shareable=False,
             )
-        self.context = place("context", self.context, sizes)
-        for slot in ("attention", "context"):
-            if getattr(getattr(self, slot), "share", False):
-                raise InputError(
-                    f"share=True in the {slot} slot: a RegNet's blocks have layers of their own; "
-                    f"leave it out."
-                )
+        self.context = place("context", self.context, sizes, shareable=False)
         super().__post_init__()
 
     @property

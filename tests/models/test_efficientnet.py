@@ -14,18 +14,20 @@ from ml_collections import ConfigDict
 
 from flaxattn import BatchNorm, InputError, create_model, weights
 from flaxattn.attention import EfficientChannel, SelectiveKernel, SqueezeExcite
-from flaxattn.models.efficientnet import EFFICIENTNETS
-from flaxattn.models.inverted_residual import (
+from flaxattn.models.block_spec import (
     BlockSpec,
-    InvertedBlock,
-    InvertedResidualNet,
     conv,
     edge,
     inverted,
-    pool_context,
     scale_depth,
     scale_width,
     separable,
+)
+from flaxattn.models.efficientnet import EFFICIENTNETS
+from flaxattn.models.inverted_residual import (
+    InvertedBlock,
+    InvertedResidualNet,
+    pool_context,
     squeeze_input,
     squeeze_inside,
 )

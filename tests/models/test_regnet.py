@@ -95,7 +95,10 @@ def test_features_have_the_stated_channels_and_strides():
         ({"width_step": 1.0}, "use a step above 1"),
         ({"global_pool": "mean"}, "unknown global_pool 'mean'"),
         ({"num_classes": -1}, "num_classes=-1 is below 0"),
-        ({"attention": {"name": "eca", "share": True}}, "share=True in the attention slot"),
+        (
+            {"attention": {"name": "eca", "share": True}},
+            "attention share=True: the blocks of a stage",
+        ),
         ({"attention": "sk"}, "sk replaces a convolution"),
         ({"attention": {"name": "se", "graft": True}, "se": 0.25}, "use context="),
     ],
