@@ -11,7 +11,7 @@ import pytest
 
 from flaxattn import ATTENTION, BatchNorm, Conv
 from flaxattn.models import Placement, ResNet
-from flaxattn.models.inverted_residual import InvertedResidualNet
+from flaxattn.models.inverted_residual_net import InvertedResidualNet
 from flaxattn.models.vgg import VGG
 
 PACKAGE = Path(__file__).parent.parent / "flaxattn"

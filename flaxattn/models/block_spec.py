@@ -1,4 +1,4 @@
-"""Tables of blocks, of which `inverted_residual` makes networks, and their scaling."""
+"""Tables of blocks, of which `inverted_residual_net` makes networks, and their scaling."""
 
 import functools
 import math

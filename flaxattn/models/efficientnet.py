@@ -19,7 +19,7 @@ from flaxattn.models.block_spec import (
     scale_width,
     separable,
 )
-from flaxattn.models.inverted_residual import InvertedResidualNet, pool_context
+from flaxattn.models.inverted_residual_net import InvertedResidualNet, pool_context
 from flaxattn.models.mobilenet import TF, TF_NORM
 
 # --- EfficientNet, Tan and Le 2019, arXiv:1905.11946, table 1

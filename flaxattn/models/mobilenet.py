@@ -22,7 +22,7 @@ from flaxattn.models.block_spec import (
     scale_width,
     separable,
 )
-from flaxattn.models.inverted_residual import InvertedResidualNet, squeeze_inside
+from flaxattn.models.inverted_residual_net import InvertedResidualNet, squeeze_inside
 from flaxattn.models.placement import LayerFactory
 from flaxattn.norm import BatchNorm
 

@@ -24,8 +24,8 @@ from flaxattn.models.block_spec import (
     separable,
 )
 from flaxattn.models.efficientnet import EFFICIENTNETS
-from flaxattn.models.inverted_residual import (
-    InvertedBlock,
+from flaxattn.models.inverted_residual import InvertedBlock
+from flaxattn.models.inverted_residual_net import (
     InvertedResidualNet,
     pool_context,
     squeeze_input,
