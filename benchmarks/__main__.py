@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.pairs import LAYERS, MODELS
 from flaxattn import create_model
+from tests.torch_reference.torchvision_shim import timm
 
 
 def main() -> None:
@@ -41,8 +42,8 @@ def rows():
     """Each row's name, and what makes its two pieces of work."""
     for name, (layer, reference) in LAYERS.items():
         yield f"{name}, 8x28x28x128", functools.partial(layer_pair, layer, reference)
-    for name, (fields, reference) in MODELS.items():
-        yield f"{name}, training step, 8x112x112", functools.partial(step_pair, fields, reference)
+    for name in MODELS:
+        yield f"{name}, training step, 8x112x112", functools.partial(step_pair, name)
 
 
 def layer_pair(layer, reference):
@@ -67,12 +68,12 @@ def layer_pair(layer, reference):
     return lambda: jax.block_until_ready(gradients(params, x, cotangent)), backward
 
 
-def step_pair(fields, reference):
-    """A step of SGD with momentum on a network."""
+def step_pair(name):
+    """A step of SGD with momentum on a network of timm."""
     rng = np.random.default_rng(0)
     images = rng.normal(size=(8, 112, 112, 3)).astype(np.float32)
     labels = rng.integers(0, 1000, 8)
-    model, optimizer = create_model(**fields), optax.sgd(1e-3, momentum=0.9)
+    model, optimizer = create_model(name), optax.sgd(1e-3, momentum=0.9)
     variables = jax.jit(model.init)(jax.random.key(0), images)
     state = [variables, optimizer.init(variables["params"])]
 
@@ -93,7 +94,7 @@ def step_pair(fields, reference):
     def ours():
         state[:] = jax.block_until_ready(step(*state, images, labels))
 
-    theirs = reference().train().to(memory_format=torch.channels_last)
+    theirs = timm.create_model(name).train().to(memory_format=torch.channels_last)
     sgd = torch.optim.SGD(theirs.parameters(), 1e-3, momentum=0.9)
     images_torch, labels_torch = nchw(images), torch.tensor(labels)
 

@@ -16,7 +16,6 @@ from tests.torch_reference.selective_kernel import SkNet
 from tests.torch_reference.self_attention import SelfAttention as TorchSelfAttention
 from tests.torch_reference.spatial_attention import SpatialAttentionArticle1
 from tests.torch_reference.squeeze_excite import SEBlock
-from tests.torch_reference.torchvision_shim import timm, torchvision
 
 LAYERS = {
     "se": (SqueezeExcite, SEBlock),
@@ -31,10 +30,12 @@ LAYERS = {
     "sca": (DualAttention, TorchDualAttention),
 }
 
-MODELS = {
-    "resnet50": ({"name": "resnet50"}, torchvision.models.resnet50),
-    "seresnet50": (
-        {"name": "resnet50", "attention": {"name": "se", "variant": "timm"}},
-        lambda: timm.create_model("seresnet50"),
-    ),
-}
+# Whole networks, of timm's names.
+MODELS = (
+    "resnet50",
+    "seresnet50",
+    "mobilenetv3_large_100",
+    "efficientnet_b0",
+    "skresnext50_32x4d",
+    "resnext50_32x4d",
+)
