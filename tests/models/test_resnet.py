@@ -120,14 +120,15 @@ def test_small_stem_keeps_the_size(record_property):
     check(record_property, name, model, reference, size=(16, 13), dtype="float32")
 
 
-def test_ten_steps_follow_torchs_losses():
-    reference = torchvision.models.resnet18(num_classes=10)
+def test_ten_steps_follow_torchs_losses_and_statistics():
+    reference = timm.create_model("seresnet18", num_classes=10)
     parity.randomise(reference, np.random.default_rng(0))
-    model = create_model("resnet18", num_classes=10)
+    model = create_model("seresnet18", num_classes=10)
     batches = np.stack([images((64, 64), batch=8, seed=i) for i in range(10)]).astype("float32")
     labels = np.random.default_rng(0).integers(10, size=(10, 8))
     state = {key: tensor.numpy().copy() for key, tensor in reference.state_dict().items()}
     variables = jax.tree.map(jnp.asarray, weights.load(model, state, batches[0].shape))
+    start = variables["batch_stats"]
 
     optimiser = torch.optim.SGD(reference.parameters(), lr=0.01, momentum=0.9)
     expected = []
@@ -161,6 +162,14 @@ def test_ten_steps_follow_torchs_losses():
         losses.append(float(value))
     assert np.ptp(expected) > 0.1
     np.testing.assert_allclose(losses, expected, rtol=1e-3)
+
+    state = {key: tensor.numpy() for key, tensor in reference.state_dict().items()}
+    theirs = weights.load(model, state, batches[0].shape)["batch_stats"]
+    for first, ours, expected in zip(
+        *map(jax.tree.leaves, (start, variables["batch_stats"], theirs)), strict=True
+    ):
+        assert not np.array_equal(first, expected)
+        assert parity.difference(ours, expected) <= 1e-3
 
 
 def parameter_count(model):
