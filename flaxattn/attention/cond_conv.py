@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from flaxattn.attention.graft import AsConvolution
 from flaxattn.attention.mixture import mixed_convolution
 from flaxattn.attention.pooling import average_pool
 from flaxattn.conv import Conv, Initializer, torch_default
@@ -74,6 +75,12 @@ class CondConv(nn.Module):
     def timm(cls, features: int, **fields) -> "CondConv":
         """timm's CondConv2d with the routing of its CondConvResidual: four experts."""
         return cls(features, **{"num_experts": 4, **fields})
+
+    @property
+    def as_convolution(self) -> AsConvolution:
+        """The same kernel E times, each with the weight sigmoid(0)."""
+        biases = ("biases",) if self.use_bias else ()
+        return AsConvolution(("kernels",), zeros=("routing_fn", *biases), gain=2 / self.num_experts)
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, routing: Array | None = None) -> Array:

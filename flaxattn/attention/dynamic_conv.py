@@ -9,6 +9,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from flaxattn.attention.bottleneck import reduced_features
+from flaxattn.attention.graft import AsConvolution
 from flaxattn.attention.mixture import mixed_convolution
 from flaxattn.attention.pooling import average_pool
 from flaxattn.conv import Conv, Initializer, kaiming_fan_out, torch_default
@@ -95,6 +96,11 @@ class DynamicConv(nn.Module):
             "kernel_init": nn.initializers.variance_scaling(2.0, "fan_in", "uniform"),
         }
         return cls(features, **{**given, **fields})
+
+    @property
+    def as_convolution(self) -> AsConvolution:
+        """The same kernel K times: pi sums to one."""
+        return AsConvolution(("kernels",), zeros=("biases",) if self.use_bias else ())
 
     @nn.compact
     def __call__(

@@ -22,6 +22,24 @@ class Neutral(NamedTuple):
     gain: float = 1.0
 
 
+class AsConvolution(NamedTuple):
+    """How a layer that replaces a convolution is told to answer as a trained one does.
+
+    Fields:
+        kernels: its parameters, by dotted path, that each hold the kernel then; with zeros around
+            it where they are larger, and once for each index of a leading axis.
+        norms: its submodules, by dotted path, that each hold the normalisation after it, if the
+            layer ends in one of its own.
+        zeros: as in `Neutral`.
+        gain: by which the kernel is multiplied.
+    """
+
+    kernels: tuple[str, ...]
+    norms: tuple[str, ...] = ()
+    zeros: tuple[str, ...] = ()
+    gain: float = 1.0
+
+
 class Graft(nn.Module):
     """A layer that starts as the identity and lets gradients in from the first step.
 

@@ -11,6 +11,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.bottleneck import bottleneck, reduced_features
+from flaxattn.attention.graft import AsConvolution
 from flaxattn.attention.pooling import average_pool
 from flaxattn.conv import (
     Conv,
@@ -162,6 +163,26 @@ class SelectiveKernel(nn.Module):
     def activates(self) -> bool:
         """Whether it ends in a normalisation and a ReLU of its own."""
         return self.norm is not None
+
+    @property
+    def as_convolution(self) -> AsConvolution:
+        """The same convolution and norm in every branch, whose weights sum to one."""
+        if self.dilated and max(self.kernel_sizes) > 3:
+            raise InputError(
+                f"dilated=True: the 3x3 kernels of kernel_sizes={tuple(self.kernel_sizes)} cannot "
+                f"answer as one that is not dilated: use dilated=False."
+            )
+        if not self.softmax:
+            raise InputError(
+                "softmax=False: branches whose weights do not sum to one cannot answer as one "
+                "convolution: use softmax=True."
+            )
+        branches = [f"paths_{i}" for i in range(len(self.kernel_sizes))]
+        return AsConvolution(
+            kernels=tuple(f"{branch}.conv.kernel" for branch in branches),
+            norms=tuple(f"{branch}.bn" for branch in branches if self.activates),
+            zeros=tuple(f"{branch}.conv.bias" for branch in branches if self.use_bias),
+        )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

@@ -1,18 +1,21 @@
 """Attention into a network that is trained already, without moving its answers."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import Array
 
+from flaxattn.attention.graft import AsConvolution
 from flaxattn.errors import InputError
 from flaxattn.models.placement import Placement
 
-SLOTS = ("attention", "context")
+# A collection, the modules' names and the array's own, as flatten_dict has them.
+Path = tuple[str, ...]
 
 
 def graft(
@@ -20,38 +23,45 @@ def graft(
     variables: Mapping[str, Any],
     *,
     attention: Any = None,
+    conv: Any = None,
     context: Any = None,
     input_shape: Sequence[int] = (1, 224, 224, 3),
     seed: int = 0,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """`model` with layers in its slots that start as the identity, and all variables.
+    """`model` with layers in its slots that change nothing at first, and all variables.
 
         model, variables = graft(model, variables, attention=dict(name="se", stages=(3, 4)))
 
     At step 0 the logits are those of `variables`, in eval and in train mode, and gradients reach
-    the new layers (`attention.graft.Graft`). The model is that of create_model with `graft=True` in
-    the slot's placement, which is how a config states it.
+    the new layers. Attention and context start as the identity (`attention.graft.Graft`): the model
+    is that of create_model with `graft=True` in the slot's placement, which is how a config states
+    it. What replaces a convolution starts with its kernel and norm in each of its branches
+    (`attention.graft.AsConvolution`), for which selective kernels must not be dilated and must have
+    the network's groups:
+
+        graft(resnet50, variables, conv=dict(name="sk", groups=1, dilated=False))
 
     Args:
         model: of MODELS, with the slot empty.
         variables: its own; they are not copied.
-        attention, context: what goes into the slots, in any form `placement.place` takes.
+        attention, conv, context: what goes into the slots, in any form `placement.place` takes.
         input_shape: (N, H, W, C) of images, for layers whose parameters depend on their map's size.
         seed: of the new parameters.
 
     Raises InputError for a slot that is taken, or that this model does not have, for variables that
-    are not the model's, for no layer at all, and what `place` refuses.
+    are not the model's, for no layer at all, for a layer that cannot answer as the convolution in
+    its place, and what `place` refuses.
     """
-    wanted = {"attention": attention, "context": context}
+    wanted = {"attention": attention, "conv": conv, "context": context}
     fields = {slot: _grafted(slot, value) for slot, value in wanted.items() if value is not None}
     if not fields:
-        raise InputError("nothing to graft: pass attention=... or context=... .")
+        raise InputError("nothing to graft: pass attention=..., conv=... or context=... .")
     for slot in fields:
         if slot not in {field.name for field in dataclasses.fields(model)}:
-            raise InputError(f"{type(model).__name__} has no {slot} slot: use the other one.")
+            raise InputError(f"{type(model).__name__} has no {slot} slot: use another one.")
         if getattr(model, slot) is not None:
             raise InputError(
-                f"the {slot} slot of this {type(model).__name__} is taken: use the other one, or a "
+                f"the {slot} slot of this {type(model).__name__} is taken: use another one, or a "
                 f"model without {slot}."
             )
     grown = model.clone(**fields)
@@ -59,18 +69,26 @@ def graft(
     key = jax.random.key(seed)
     own = flatten_dict(dict(variables))
     expected = flatten_dict(jax.eval_shape(grown.init, key, images))
-    _require_own(model, own, expected, images)
+    _require_own(model, own, images)
+    kept = {path: leaf for path, leaf in own.items() if path in expected}
+    left = {path: leaf for path, leaf in own.items() if path not in expected}
+    if conv is not None:
+        kept |= _inherited(_as_convolution(grown.conv), left, expected)
+    elif left:
+        raise InputError(f"{len(left)} of the variables are in the way: {_listed(left)}.")
 
     @jax.jit
-    def new(key):
+    def new(key: Array) -> dict[Path, Array]:
         drawn = grown.init(key, jnp.zeros(images.shape, images.dtype))
-        return {path: leaf for path, leaf in flatten_dict(drawn).items() if path not in own}
+        return {path: leaf for path, leaf in flatten_dict(drawn).items() if path not in kept}
 
-    return grown, unflatten_dict(own | new(key))
+    return grown, unflatten_dict(kept | new(key))
 
 
 def _grafted(slot: str, value: Any) -> Any:
     """The same value for a slot, as a graft."""
+    if slot == "conv":
+        return value
     if isinstance(value, str):
         return {"name": value, "graft": True}
     if hasattr(value, "keys"):
@@ -80,16 +98,64 @@ def _grafted(slot: str, value: Any) -> Any:
     return Placement(value, blocks="last" if slot == "context" else "all", graft=True)
 
 
-def _require_own(
-    model: nn.Module, own: Mapping[tuple, Any], expected: Mapping[tuple, Any], images: Any
-) -> None:
+def _as_convolution(placement: Placement) -> AsConvolution:
+    layer = placement.factory(features=1, parent=None)
+    if not hasattr(layer, "as_convolution"):
+        raise InputError(
+            f"{type(layer).__name__} has no form that answers as a convolution: make it part of a "
+            f"network that is trained from the start."
+        )
+    return layer.as_convolution
+
+
+def _inherited(
+    form: AsConvolution, left: Mapping[Path, Array], expected: Mapping[Path, Any]
+) -> dict[Path, Array]:
+    """The variables that make layers answer as the convolutions, and norms, of `left`."""
+    found: dict[Path, Array] = {}
+    for (_, *block, conv, name), kernel in left.items():
+        if name != "kernel":
+            continue
+        layer = (*block, conv)
+        for inner in form.kernels:
+            path = ("params", *layer, *inner.split("."))
+            found[path] = _fitted(form.gain * kernel, expected[path].shape, "/".join(path[1:]))
+        for inner in form.norms:
+            norm = (*block, conv.replace("conv", "bn"))
+            for (collection, *owner, name), leaf in left.items():
+                if tuple(owner) == norm:
+                    found[collection, *layer, *inner.split("."), name] = leaf
+        for inner in form.zeros:
+            start = ("params", *layer, *inner.split("."))
+            for path, leaf in expected.items():
+                if path[: len(start)] == start:
+                    found[path] = jnp.zeros(leaf.shape, leaf.dtype)
+    return found
+
+
+def _fitted(kernel: Array, shape: tuple[int, ...], name: str) -> Array:
+    """`kernel` (k, k, C / groups, features) in the middle of a larger one, or of several."""
+    *_, height, width, inner, features = shape
+    margins = [(size - own) // 2 for size, own in zip((height, width), kernel.shape, strict=False)]
+    if (inner, features) != kernel.shape[2:] or min(margins) < 0:
+        raise InputError(
+            f"{name} has the shape {shape}, in which the kernel {kernel.shape} that it is to "
+            f"replace has no place: give the layer that convolution's groups and all of its input, "
+            f"and no smaller kernel."
+        )
+    padded = jnp.pad(kernel, [(margin, margin) for margin in margins] + [(0, 0), (0, 0)])
+    return jnp.broadcast_to(padded, shape)
+
+
+def _require_own(model: nn.Module, own: Mapping[Path, Any], images: Any) -> None:
     before = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), images))
     missing = [path for path in before if path not in own]
     wrong = [path for path in own if path not in before or own[path].shape != before[path].shape]
-    moved = [path for path in before if path not in expected]
-    for what, paths in (("missing", missing), ("not the model's", wrong), ("in the way", moved)):
+    for what, paths in (("missing", missing), ("not the model's", wrong)):
         if paths:
-            names = ", ".join("/".join(path) for path in paths[:5])
-            raise InputError(
-                f"{len(paths)} of the variables are {what}: {names}{', ...' * (len(paths) > 5)}."
-            )
+            raise InputError(f"{len(paths)} of the variables are {what}: {_listed(paths)}.")
+
+
+def _listed(paths: Collection[Path]) -> str:
+    names = ["/".join(path) for path in paths]
+    return ", ".join(names[:5]) + ", ..." * (len(names) > 5)

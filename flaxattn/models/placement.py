@@ -356,7 +356,8 @@ def _require_graftable(slot: str, placement: Placement, gated: bool) -> None:
         return
     if slot == "conv":
         raise InputError(
-            "graft=True in the conv slot: what replaces a convolution is no identity; leave it out."
+            "graft=True in the conv slot: what replaces a convolution takes over its kernel, from "
+            "variables: leave it out, and call flaxattn.graft(model, variables, conv=...)."
         )
     if placement.carries:
         raise InputError(

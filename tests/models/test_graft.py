@@ -1,6 +1,7 @@
 """Attention grafted into a network: its logits stay, and the new parameters learn."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,13 @@ FIELDS = {
     "sge": {"groups": 8},
     "shuffle": {"groups": 16},
 }
+# Where layers go in whole networks: the slot, the place in it, and the network's fields.
+NETWORKS = {
+    "resnet18": ("attention", {"stages": (2, 3)}, {}),
+    "resnet50": ("attention", {"stages": (2, 3)}, {}),
+    "vgg11_bn": ("attention", {"after": ("conv4_2", "conv5_2")}, {"hidden_features": 64}),
+    "mobilenetv3_small_100": ("context", {"stages": (3, 4)}, {}),
+}
 # Of each kind of start one, and the slow rest under make test-all.
 FEW = ("gated_channel", "generalized", "global_context", "se", "simam", "triplet")
 
@@ -47,7 +55,7 @@ def check(model, slot, placement, *, size, steps):
     )
     old, new = flatten_dict(variables), flatten_dict(all_variables)
     for path, leaf in old.items():
-        assert new[path] is leaf
+        assert new[path] is leaf if path in new else slot == "conv"
     added = [path for path in new if path not in old and path[0] == "params"]
     assert added
 
@@ -106,11 +114,26 @@ def test_every_mechanism_starts_as_the_identity(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_every_mechanism_learns_in_whole_networks(name, network):
-    placement = {"name": name, "stages": (2, 3), **FIELDS.get(name, {})}
-    check(create_model(network, num_classes=3), "attention", placement, size=64, steps=20)
+    slot, place, fields = NETWORKS[network]
+    placement = {"name": name, **place, **FIELDS.get(name, {})}
+    check(create_model(network, num_classes=3, **fields), slot, placement, size=64, steps=20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "name", "fields"),
+    [
+        *itertools.product(["resnet18", "resnet50"], ["sk"], [{"groups": 1, "dilated": False}]),
+        *itertools.product(["resnet18", "resnet50"], ["dynamic_conv", "cond_conv"], [{}]),
+        ("resnext50_32x4d", "sk", {"dilated": False}),
+    ],
+)
+def test_convolutions_are_replaced_in_whole_networks(network, name, fields):
+    placement = {"name": name, "stages": (2, 3), **fields}
+    check(create_model(network, num_classes=3), "conv", placement, size=64, steps=20)
 
 
 @pytest.mark.parametrize("variant", [None, "official", "timm", "light"])
@@ -121,6 +144,31 @@ def test_variants_of_cbam_learn(variant):
 
 def test_after_the_add():
     check(small("resnet50"), "context", "non_local", size=8, steps=20)
+
+
+@pytest.mark.parametrize(
+    ("block", "placement"),
+    [
+        ("basic", {"name": "sk", "dilated": False, "groups": 1}),
+        ("bottleneck", {"name": "sk", "dilated": False, "kernel_sizes": (3, 5, 7)}),
+        ("basic", {"name": "sk", "variant": "article_s2", "softmax": True, "dilated": False}),
+        ("basic", {"name": "dynamic_conv"}),
+        ("bottleneck", {"name": "cond_conv", "groups": 32, "stages": 2}),
+    ],
+    ids=str,
+)
+def test_what_replaces_a_convolution_takes_over_its_kernel(block, placement):
+    grouped = {"groups": 32, "group_width": 4} if block == "bottleneck" else {}
+    model = create_model(
+        "resnet10",
+        num_classes=3,
+        stage_sizes=(1, 1),
+        width=32,
+        stem="small",
+        block=block,
+        **grouped,
+    )
+    check(model, "conv", placement, size=8, steps=20)
 
 
 def test_a_gate_keeps_the_layers_own_parameters():
@@ -156,6 +204,16 @@ def test_a_config_says_it_too():
         ({"attention": "sse"}, "unknown attention 'sse': did you mean se"),
         ({"attention": "sk"}, r"sk replaces a convolution: pass conv=dict\(name='sk'\)"),
         ({"attention": {"name": "se", "stages": 9}}, "the backbone has stages 1 to 2"),
+        ({"conv": "sk"}, "dilated=True: the 3x3 kernels of kernel_sizes=.* use dilated=False"),
+        ({"conv": {"name": "sk", "dilated": False}}, "the kernel .* has no place: give the layer"),
+        ({"conv": {"name": "sk", "variant": "article_s2"}}, "dilated=True"),
+        (
+            {"conv": {"name": "sk", "variant": "article_s2", "dilated": False}},
+            "softmax=False: branches whose weights do not sum to one",
+        ),
+        ({"conv": {"name": "sk", "kernel_sizes": (1, 1), "groups": 1}}, "no smaller kernel"),
+        ({"conv": {"name": "halo", "block_size": 2}}, "Halo.* has no form that answers as a conv"),
+        ({"conv": {"name": "sk", "graft": True}}, r"call flaxattn.graft\(model, variables, conv="),
     ],
 )
 def test_what_cannot_be_grafted(arguments, sentence):
