@@ -39,6 +39,7 @@ class ResidualBlock(nn.Module):
             of `width`.
         first_reduction: how many times narrower a bottleneck's first convolution is than the
             middle one.
+        pruned: channels of a bottleneck's three convolutions, where they do not follow from these.
         shortcut: where the shape changes: "1x1", a convolution with the strides; "3x3", which is
             1x1 without strides; or "average", an average pool and a 1x1 convolution.
         downsampling: pools around the middle convolution instead of its strides.
@@ -60,6 +61,7 @@ class ResidualBlock(nn.Module):
     groups: int = 1
     group_width: int = 64
     first_reduction: int = 1
+    pruned: tuple[int, int, int] | None = None
     shortcut: str = "1x1"
     downsampling: Downsampling = Downsampling()
     drop_path: float = 0.0
@@ -134,6 +136,8 @@ class ResidualBlock(nn.Module):
     @property
     def middle_width(self) -> int:
         """Channels of the middle convolution."""
+        if self.pruned is not None:
+            return self.pruned[1]
         return self.width * self.group_width // 64 * self.groups
 
     def last_norm(self, name: str) -> nn.Module:
@@ -176,16 +180,20 @@ class Bottleneck(ResidualBlock):
         x = self.middle_layers(x, train, 2, self.strides)
         return self.last_layers(x, train)
 
+    @property
+    def conv_widths(self) -> tuple[int, int, int]:
+        """Channels of the three convolutions."""
+        middle = self.middle_width
+        return self.pruned or (middle // self.first_reduction, middle, self.width * self.expansion)
+
     def first_layers(self, x: Array, train: bool, strides: int) -> Array:
         """conv1, bn1 and ReLU."""
-        x = self.conv(self.middle_width // self.first_reduction, 1, strides=strides, name="conv1")(
-            x
-        )
+        x = self.conv(self.conv_widths[0], 1, strides=strides, name="conv1")(x)
         return jax.nn.relu(self.norm(name="bn1")(x, train))
 
     def last_layers(self, x: Array, train: bool) -> Array:
         """conv3 and bn3."""
-        x = self.conv(self.width * self.expansion, 1, name="conv3")(x)
+        x = self.conv(self.conv_widths[2], 1, name="conv3")(x)
         return self.last_norm("bn3")(x, train)
 
 

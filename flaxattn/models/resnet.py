@@ -64,6 +64,8 @@ class ResNet(nn.Module):
             32x4d (arXiv:1611.05431), 1 and 128 are Wide ResNet (arXiv:1605.07146).
         first_reduction: how many times narrower than the middle one a bottleneck's first
             convolution is.
+        pruned: for each stage the channels that it puts out and, for each of its bottlenecks, those
+            of the first and the middle convolution, where a network has lost some of them.
         shortcut: where the shape changes: "1x1", a convolution with the strides; "average", an
             average pool before it instead of strides (ResNet-D, arXiv:1812.01187); or "3x3" where
             there are strides, and 1x1 else (SENet-154).
@@ -100,6 +102,7 @@ class ResNet(nn.Module):
 
     Raises InputError when constructed with an unknown block, stem, pool, shortcut or downsampling,
     `stage_sizes` or a width below one, blocks or widths that are not as many as the stages,
+    `pruned` for other blocks than there are,
     negative `num_classes`, rates outside [0, 1), groups for basic blocks, or a slot `place`
     refuses; and when called, for a layer in the attention or context slot that changes the shape of
     its map, and for images whose maps "average" downsampling cannot halve.
@@ -115,6 +118,7 @@ class ResNet(nn.Module):
     groups: int = 1
     group_width: int = 64
     first_reduction: int = 1
+    pruned: tuple[tuple[int, tuple[tuple[int, int], ...]], ...] | None = None
     shortcut: str = "1x1"
     downsampling: str = "strides"
     global_pool: str = "avg"
@@ -158,10 +162,26 @@ class ResNet(nn.Module):
                 f"{self.first_reduction} are of bottlenecks: use block='bottleneck', or leave them "
                 f"out."
             )
+        self._require_every_pruned_block()
         self.attention = place("attention", self.attention, self.stage_sizes)
         self.conv = place("conv", self.conv, self.stage_sizes)
         self.context = place("context", self.context, self.stage_sizes)
         super().__post_init__()
+
+    def _require_every_pruned_block(self) -> None:
+        if self.pruned is None:
+            return
+        sizes = tuple(len(blocks) for _, blocks in self.pruned)
+        if sizes != self.stage_sizes:
+            raise InputError(
+                f"pruned has the widths of {sizes} blocks in the stages: give those of "
+                f"stage_sizes={self.stage_sizes}."
+            )
+        if self.groups != 1 or any(issubclass(b, BasicBlock) for b in self.block_classes):
+            raise InputError(
+                f"pruned with block={self.block!r} and groups={self.groups}: only the widths of "
+                f"bottlenecks without groups can be given so; leave it out."
+            )
 
     def _require_known(self) -> None:
         for field, values in (("block", self.block), ("width", self.width)):
@@ -205,6 +225,8 @@ class ResNet(nn.Module):
     @property
     def feature_channels(self) -> tuple[int, ...]:
         """Channels of each map of `features`."""
+        if self.pruned is not None:
+            return tuple(features for features, _ in self.pruned)
         pairs = zip(self.widths, self.block_classes, strict=True)
         return tuple(width * block.expansion for width, block in pairs)
 
@@ -305,6 +327,10 @@ class ResNet(nn.Module):
 
     def _block(self, stage: int, block: int, conv: LayerFactory, norm: LayerFactory) -> nn.Module:
         layer = functools.partial(self._layer, stage, block)
+        pruned = None
+        if self.pruned is not None:
+            features, widths = self.pruned[stage - 1]
+            pruned = (*widths[block], features)
         index, last = sum(self.stage_sizes[: stage - 1]) + block, sum(self.stage_sizes) - 1
         return self.block_classes[stage - 1](
             width=self.widths[stage - 1],
@@ -319,6 +345,7 @@ class ResNet(nn.Module):
             groups=self.groups,
             group_width=self.group_width,
             first_reduction=self.first_reduction,
+            pruned=pruned,
             shortcut=self.shortcut,
             downsampling=DOWNSAMPLING[self.downsampling],
             drop_path=self.drop_path * index / max(last, 1),

@@ -1,7 +1,6 @@
 """Residual networks by name, as the fields of a `ResNet`: timm's names, and torchvision's.
 
-All that timm 1.0.31 builds from its ResNet class, but for ecaresnet50d_pruned and
-ecaresnet101d_pruned, in which no two blocks have the same widths; and resnet10, which it lacks.
+All that timm 1.0.31 builds from its ResNet class; and resnet10, which it lacks.
 """
 
 from typing import Any
@@ -35,6 +34,30 @@ _BLUR: Fields = {"downsampling": "blur"}
 
 _SE: Fields = {"attention": {"name": "se", "variant": "timm"}}
 _ECA: Fields = {"attention": {"name": "eca", "variant": "timm"}}
+
+
+# Pruned (arXiv:2002.08258) when ECA had its kernels already, of sizes 5, 5, 5 and 7 in the four
+# stages: b and gamma give these for the channels that are left.
+_ECA_PRUNED: Fields = {"attention": {"name": "eca", "variant": "timm", "b": 8, "gamma": 3}}
+# fmt: off
+_PRUNED_50 = (
+    (19, ((47, 18), (52, 22), (64, 35))),
+    (171, ((85, 37), (107, 80), (120, 85), (125, 87))),
+    (818, ((198, 126), (255, 232), (256, 233), (253, 235), (256, 225), (256, 239))),
+    (2022, ((492, 237), (512, 500), (512, 490))),
+)
+_PRUNED_101 = (
+    (26, ((45, 25), (53, 20), (60, 27))),
+    (142, ((81, 24), (93, 49), (102, 54), (122, 78))),
+    (278, (
+        (101, 25), (239, 160), (234, 156), (250, 176), (253, 191), (251, 175), (230, 128),
+        (244, 154), (244, 159), (238, 97), (244, 149), (253, 181), (245, 119), (255, 216),
+        (256, 201), (253, 149), (254, 141), (256, 190), (256, 217), (255, 156), (256, 155),
+        (256, 232), (256, 214),
+    )),
+    (2042, ((499, 289), (512, 512), (512, 502))),
+)
+# fmt: on
 
 
 def _sk(**fields: Any) -> Fields:
@@ -100,7 +123,9 @@ RESNETS: dict[str, Fields] = {
     "ecaresnet26t": {**_R26, **_T, **_ECA},
     "ecaresnet50d": {**_R50, **_D, **_ECA},
     "ecaresnet50t": {**_R50, **_T, **_ECA},
+    "ecaresnet50d_pruned": {**_R50, **_D, "pruned": _PRUNED_50, **_ECA_PRUNED},
     "ecaresnet101d": {**_R101, **_D, **_ECA},
+    "ecaresnet101d_pruned": {**_R101, **_D, "pruned": _PRUNED_101, **_ECA_PRUNED},
     "ecaresnet200d": {**_R200, **_D, **_ECA},
     "ecaresnet269d": {**_R269, **_D, **_ECA},
     "ecaresnetlight": {"stage_sizes": (1, 1, 11, 3), "shortcut": "average", **_ECA},

@@ -1,0 +1,129 @@
+"""Writes the tables of docs/weights.md: python -m tests.models.architectures reports/logits*.xml
+
+The errors are those that the tests of logits have measured:
+
+    python -m pytest -m slow tests/models -k test_logits --junitxml reports/logits.xml
+"""
+
+import ast
+import functools
+import re
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+from xml.etree import ElementTree
+
+import jax
+import jax.numpy as jnp
+import torch
+
+from flaxattn import MODELS, create_model
+from tests.torch_reference.torchvision_shim import timm
+
+PAGE = Path(__file__).parents[2] / "docs" / "weights.md"
+DTYPES = ("float32", "float64")
+IMAGES = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+
+# timm's classes of attention in convolutional networks.
+ATTENTION = {
+    "BatNonLocalAttn",
+    "BottleneckAttn",
+    "CbamModule",
+    "CecaModule",
+    "ChannelAttn",
+    "CoordAttn",
+    "EcaModule",
+    "EffectiveSEModule",
+    "EfficientLocalAttn",
+    "GatherExcite",
+    "GlobalContext",
+    "HaloAttn",
+    "LambdaLayer",
+    "LightCbamModule",
+    "NonLocalAttn",
+    "SEModule",
+    "SEWithNorm",
+    "SelectiveKernel",
+    "SimpleCoordAttn",
+    "SplitAttn",
+    "SqueezeExcite",
+    "StripAttn",
+}
+
+
+def measured(reports):
+    """{(name, dtype): the largest error} of the tests of logits in junit files."""
+    largest = defaultdict(float)
+    for report in reports:
+        for case in ElementTree.parse(report).iter("testcase"):
+            if not case.get("name").startswith("test_logits"):
+                continue
+            if case.find("failure") is not None or case.find("error") is not None:
+                raise SystemExit(f"{case.get('name')} in {report} has failed.")
+            for entry in case.iter("property"):
+                name, quantity, error, _ = ast.literal_eval(entry.get("value"))
+                key = (name, quantity.removeprefix("logits "))
+                largest[key] = max(largest[key], error)
+    return largest
+
+
+def parameters(name):
+    model = create_model(name)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = jax.eval_shape(model.init, key, IMAGES)["params"]
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def errors_table(errors):
+    lines = [
+        "| architecture | network | parameters | float32 | float64 |",
+        "|---|---|---:|---|---|",
+    ]
+    for name in sorted({name for name, _ in errors} & MODELS.keys()):
+        cells = [f"{errors[name, d]:.1e}" if (name, d) in errors else "" for d in DTYPES]
+        network = type(create_model(name)).__name__
+        lines.append(f"| {name} | {network} | {parameters(name):,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+@functools.cache
+def families():
+    """How many of timm's pretrained names with attention there are, and load, by its class."""
+    classes, names, loaded = {}, Counter(), Counter()
+    for name in timm.list_models(pretrained=True):
+        architecture = name.split(".")[0]
+        if architecture not in classes:
+            with torch.device("meta"):
+                network = timm.create_model(architecture)
+            inside = {type(module).__name__ for module in network.modules()}
+            classes[architecture] = type(network).__name__ if inside & ATTENTION else None
+        family = classes[architecture]
+        if family is not None:
+            names[family] += 1
+            loaded[family] += architecture in MODELS
+    return names, loaded
+
+
+def families_table():
+    names, loaded = families()
+    lines = ["| timm's class | names with attention | load |", "|---|---:|---:|"]
+    for family, count in sorted(names.items(), key=lambda item: (-item[1], item[0])):
+        lines.append(f"| {family} | {count} | {loaded[family]} |")
+    lines.append(f"| all | {names.total()} | {loaded.total()} |")
+    return "\n".join(lines)
+
+
+def section(page, mark):
+    """What stands between `<!-- mark -->` and `<!-- /mark -->`."""
+    (found,) = re.findall(rf"<!-- {mark} -->\n(.*?)\n?<!-- /{mark} -->", page, re.S)
+    return found
+
+
+def with_section(page, mark, text):
+    before, after = page.split(f"<!-- {mark} -->\n")[0], page.split(f"<!-- /{mark} -->")[1]
+    return f"{before}<!-- {mark} -->\n{text}\n<!-- /{mark} -->{after}"
+
+
+if __name__ == "__main__":
+    page = with_section(PAGE.read_text(), "architectures", errors_table(measured(sys.argv[1:])))
+    PAGE.write_text(with_section(page, "families", families_table()))
