@@ -20,16 +20,25 @@ def shapes_of(model, x=X):
     return jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), x)
 
 
+def torch_shapes(network):
+    """Shapes of a torch network's weights, by their keys."""
+    state = network.state_dict().items()
+    return {key: tuple(tensor.shape) for key, tensor in state if "num_batches" not in key}
+
+
+def our_shapes(model, naming, shapes=None):
+    """Those of what `to_torch` would write; of single bytes, for some have a billion numbers."""
+    shapes = shapes_of(model) if shapes is None else shapes
+    arrays = jax.tree.map(lambda leaf: np.broadcast_to(False, leaf.shape), shapes)
+    return {key: a.shape for key, a in weights.to_torch(arrays, naming, module=model).items()}
+
+
 def check_names(model, shapes, references):
     """Every weight has its reference's name and shape, and the features their channels."""
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
-    arrays = jax.tree.map(lambda leaf: np.broadcast_to(False, leaf.shape), shapes)
     assert references
     for naming, reference in references.items():
-        theirs = {key: tuple(tensor.shape) for key, tensor in reference.state_dict().items()}
-        theirs = {key: shape for key, shape in theirs.items() if "num_batches" not in key}
-        ours = weights.to_torch(arrays, naming, module=model)
-        assert {key: array.shape for key, array in ours.items()} == theirs
+        assert our_shapes(model, naming, shapes) == torch_shapes(reference)
         assert count == sum(parameter.numel() for parameter in reference.parameters())
         if naming == "timm":
             info = reference.feature_info
@@ -42,9 +51,9 @@ def load_and_back(model, reference, shape, naming):
     state = {key: tensor.numpy() for key, tensor in reference.state_dict().items()}
     variables = weights.load(model, state, shape, naming)
     back = weights.to_torch(variables, naming, module=model)
-    assert back.keys() == {key for key in state if "num_batches" not in key}
+    assert back.keys() == torch_shapes(reference).keys()
     for key, tensor in back.items():
-        np.testing.assert_array_equal(tensor, state[key])
+        np.testing.assert_array_equal(tensor, state[key], strict=True, err_msg=key)
     return variables
 
 

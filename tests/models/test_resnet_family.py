@@ -22,6 +22,7 @@ from flaxattn.models.senet import SENETS
 from flaxattn.norm import BatchlessGroupNorm, BatchNorm
 from flaxattn.weights import abstract_variables
 from tests.attention import parity
+from tests.models.networks import load_and_back, our_shapes, shapes_of, torch_shapes
 from tests.models.test_resnet import LOGITS, check
 from tests.torch_reference.torchvision_shim import timm, torchvision
 
@@ -67,18 +68,6 @@ def reference(name, **fields):
         return timm.create_model(name, **fields)
 
 
-def shapes(network):
-    state = network.state_dict().items()
-    return {k: tuple(v.shape) for k, v in state if not k.endswith("num_batches_tracked")}
-
-
-def our_shapes(model, naming):
-    """What `to_torch` would write; of single bytes, for some have half a billion numbers."""
-    variables = abstract_variables(model, (1, 64, 64, 3))
-    empty = jax.tree.map(lambda leaf: np.broadcast_to(np.False_, leaf.shape), variables)
-    return {k: v.shape for k, v in weights.to_torch(empty, naming, module=model).items()}
-
-
 def with_copies(shapes, stage_sizes):
     """`shapes`, with the second block of each stage once for every block from the third on."""
     copies = {}
@@ -102,7 +91,7 @@ def test_every_name_of_timms_is_there():
 )
 def test_parameters_have_timms_names_and_shapes(name):
     """All tensors of both; of ours two blocks a stage are made, for the others are like these."""
-    model, theirs = create_model(name), shapes(reference(name))
+    model, theirs = create_model(name), torch_shapes(reference(name))
     if name in PRUNED:
         assert our_shapes(model, "timm") == theirs
         return
@@ -114,8 +103,8 @@ def test_parameters_have_timms_names_and_shapes(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_whole_networks_have_timms_parameters(name):
     model, theirs = create_model(name), reference(name)
-    assert our_shapes(model, "timm") == shapes(theirs)
-    params = jax.tree.leaves(abstract_variables(model, (1, 64, 64, 3))["params"])
+    assert our_shapes(model, "timm") == torch_shapes(theirs)
+    params = jax.tree.leaves(shapes_of(model)["params"])
     assert sum(p.size for p in params) == sum(p.numel() for p in theirs.parameters())
 
 
@@ -132,7 +121,7 @@ def test_whole_networks_have_timms_parameters(name):
 )
 def test_parameters_have_torchvisions_names_and_shapes(name):
     with torch.device("meta"):
-        theirs = shapes(torchvision.models.get_model(name, weights=None))
+        theirs = torch_shapes(torchvision.models.get_model(name, weights=None))
     model = create_model(name)
     short = model.clone(stage_sizes=[min(size, 2) for size in model.stage_sizes])
     assert with_copies(our_shapes(short, None), model.stage_sizes) == theirs
@@ -148,16 +137,7 @@ def test_networks_are_timms(name, record_property):
     theirs = timm.create_model(name, layers=sizes, num_classes=7, drop_rate=0.0)
     row = f"{name}, one block a stage"
     check(record_property, row, model, theirs, size=ODD, dtype="float64", naming="timm")
-    check_round_trip(model, theirs.float(), (1, *ODD, 3))
-
-
-def check_round_trip(model, network, shape):
-    state = {k: v.numpy() for k, v in network.state_dict().items() if k in shapes(network)}
-    back = weights.to_torch(weights.load(model, state, shape, "timm"), "timm", module=model)
-    assert back.keys() == state.keys()
-    for key, tensor in state.items():
-        assert back[key].dtype == tensor.dtype
-        np.testing.assert_array_equal(back[key], tensor, strict=True, err_msg=key)
+    load_and_back(model, theirs.float(), (1, *ODD, 3), "timm")
 
 
 @pytest.mark.slow
@@ -169,7 +149,7 @@ def test_logits_are_timms_at_own_and_odd_sizes(name, record_property):
     parity.randomise(theirs, np.random.default_rng(0))
     theirs.eval()
     model = create_model(name)
-    check_round_trip(model, theirs, (1, *ODD, 3))
+    load_and_back(model, theirs, (1, *ODD, 3), "timm")
     for dtype, bound in LOGITS.items():
         theirs = theirs.to(getattr(torch, dtype))
         images, expected = {}, {}
@@ -192,7 +172,7 @@ def test_logits_are_timms_at_own_and_odd_sizes(name, record_property):
 
 
 def structure(model):
-    return jax.tree.map(lambda leaf: leaf.shape, abstract_variables(model, (1, 64, 64, 3)))
+    return jax.tree.map(lambda leaf: leaf.shape, shapes_of(model))
 
 
 def test_a_names_attention_is_a_placement_like_any_other():
