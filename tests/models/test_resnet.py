@@ -121,8 +121,12 @@ def test_small_stem_keeps_the_size(record_property):
 
 
 def test_ten_steps_follow_torchs_losses_and_statistics():
-    reference = timm.create_model("seresnet18", num_classes=10)
-    parity.randomise(reference, np.random.default_rng(0))
+    """From timm's initial weights: from `randomise`'s, torch's own float32 statistics are 6e-3 off.
+
+    (That far from its float64 ones, after ten steps at a rate of 0.01; from these, 5e-6 at 0.1.)
+    """
+    torch.manual_seed(0)
+    reference = timm.create_model("seresnet18", num_classes=10).train()
     model = create_model("seresnet18", num_classes=10)
     batches = np.stack([images((64, 64), batch=8, seed=i) for i in range(10)]).astype("float32")
     labels = np.random.default_rng(0).integers(10, size=(10, 8))
@@ -130,7 +134,7 @@ def test_ten_steps_follow_torchs_losses_and_statistics():
     variables = jax.tree.map(jnp.asarray, weights.load(model, state, batches[0].shape))
     start = variables["batch_stats"]
 
-    optimiser = torch.optim.SGD(reference.parameters(), lr=0.01, momentum=0.9)
+    optimiser = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9)
     expected = []
     for x, y in zip(batches, labels, strict=True):
         logits = reference(torch.tensor(parity.to_channels_first(x)))
@@ -140,7 +144,7 @@ def test_ten_steps_follow_torchs_losses_and_statistics():
         optimiser.step()
         expected.append(loss.item())
 
-    sgd = optax.sgd(0.01, momentum=0.9)
+    sgd = optax.sgd(0.1, momentum=0.9)
 
     @jax.jit
     def step(variables, momentum, x, y):
