@@ -113,24 +113,33 @@ def _inherited(
 ) -> dict[Path, Array]:
     """The variables that make layers answer as the convolutions, and norms, of `left`."""
     found: dict[Path, Array] = {}
-    for (_, *block, conv, name), kernel in left.items():
+    for collection, *block, conv, name in left:
         if name != "kernel":
             continue
-        layer = (*block, conv)
+        kernel, layer = left[collection, *block, conv, name], (*block, conv)
         for inner in form.kernels:
             path = ("params", *layer, *inner.split("."))
             found[path] = _fitted(form.gain * kernel, expected[path].shape, "/".join(path[1:]))
+        norm = _below(left, *block, conv.replace("conv", "bn"))
         for inner in form.norms:
-            norm = (*block, conv.replace("conv", "bn"))
-            for (collection, *owner, name), leaf in left.items():
-                if tuple(owner) == norm:
-                    found[collection, *layer, *inner.split("."), name] = leaf
+            home = (*layer, *inner.split("."))
+            if norm.keys() != _below(expected, *home).keys():
+                raise InputError(
+                    f"{'/'.join(home)} is no normalisation such as the network's: give the layer "
+                    f"that one as its norm."
+                )
+            found |= {(first, *home, last): leaf for (first, last), leaf in norm.items()}
         for inner in form.zeros:
             start = ("params", *layer, *inner.split("."))
             for path, leaf in expected.items():
                 if path[: len(start)] == start:
                     found[path] = jnp.zeros(leaf.shape, leaf.dtype)
     return found
+
+
+def _below(variables: Mapping[Path, Any], *module: str) -> dict[Path, Any]:
+    """A module's own variables, by collection and name."""
+    return {(p[0], p[-1]): leaf for p, leaf in variables.items() if p[1:-1] == module}
 
 
 def _fitted(kernel: Array, shape: tuple[int, ...], name: str) -> Array:

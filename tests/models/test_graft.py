@@ -15,6 +15,7 @@ from flaxattn.attention import ATTENTION, SqueezeExcite
 from flaxattn.attention.graft import Graft
 from flaxattn.errors import InputError
 from flaxattn.models import Placement
+from flaxattn.norm import BatchlessGroupNorm
 
 MECHANISMS = [
     name
@@ -212,6 +213,14 @@ def test_what_cannot_be_grafted(arguments, sentence):
     model, variables, *_ = small("resnet18")
     with pytest.raises(InputError, match=sentence):
         graft(model, variables, **arguments, input_shape=(1, 8, 8, 3))
+
+
+def test_a_layer_with_another_normalisation_than_the_networks():
+    model = create_model("resnet18", **SMALL, norm=BatchlessGroupNorm)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+    placement = {"name": "sk", "groups": 1, "dilated": False}
+    with pytest.raises(InputError, match="layer1_0/conv1/paths_0/bn is no normalisation such as"):
+        graft(model, variables, conv=placement, input_shape=(1, 8, 8, 3))
 
 
 def test_variables_of_another_model_and_a_taken_slot():
