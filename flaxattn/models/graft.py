@@ -13,6 +13,7 @@ from jax import Array
 from flaxattn.attention.graft import AsConvolution
 from flaxattn.errors import InputError
 from flaxattn.models.placement import Placement
+from flaxattn.precision import at_least_float32
 
 # A collection, the modules' names and the array's own, as flatten_dict has them.
 Path = tuple[str, ...]
@@ -65,7 +66,7 @@ def graft(
                 f"model without {slot}."
             )
     grown = model.clone(**fields)
-    images = jax.ShapeDtypeStruct(tuple(input_shape), jnp.float32)
+    images = jax.ShapeDtypeStruct(tuple(input_shape), at_least_float32(model.param_dtype))
     key = jax.random.key(seed)
     own = flatten_dict(dict(variables))
     expected = flatten_dict(jax.eval_shape(grown.init, key, images))

@@ -30,12 +30,13 @@ FIELDS = {
     "shuffle": {"groups": 8},
     "window": {"num_heads": 4},
 }
-# Where layers go in whole networks: the slot, the place in it, and the network's fields.
+# Where layers go in whole networks: the slot, the place in it, the images' size, and the network's
+# fields.
 NETWORKS = {
-    "resnet18": ("attention", {"stages": (2, 3)}, {}),
-    "resnet50": ("attention", {"stages": (2, 3)}, {}),
-    "vgg11_bn": ("attention", {"after": ("conv4_2", "conv5_2")}, {"hidden_features": 64}),
-    "mobilenetv3_small_100": ("context", {"stages": 4}, {}),
+    "resnet18": ("attention", {"stages": 2, "blocks": "last"}, 32, {}),
+    "resnet50": ("attention", {"stages": 2, "blocks": "last"}, 32, {}),
+    "vgg11_bn": ("attention", {"after": "conv4_2"}, 32, {"hidden_features": 64}),
+    "mobilenetv3_small_100": ("context", {"stages": 4}, 64, {}),
 }
 # Of each kind of start one, and the slow rest under make test-all.
 FEW = ("gated_channel", "generalized", "global_context", "se", "simam", "triplet")
@@ -43,29 +44,31 @@ FEW = ("gated_channel", "generalized", "global_context", "se", "simam", "triplet
 
 def trained(model, size):
     """Variables of `model`, their batch statistics of images, as if it had been trained."""
-    images = np.random.default_rng(0).normal(size=(4, size, size, 3)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(4, size, size, 3)).astype(model.param_dtype)
     variables = jax.jit(model.init)(jax.random.key(0), images)
-    moved = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
-    return variables | moved(variables, images)[1], images
+    moved = jax.jit(functools.partial(apply, model), static_argnums=2)
+    return variables | moved(variables, images, True)[1], images
+
+
+def apply(model, variables, images, train):
+    rngs = {"dropout": jax.random.key(1)}
+    return model.apply(variables, images, train, mutable=["batch_stats"], rngs=rngs)
 
 
 def logits(model, variables, images, train):
-    rngs = {"dropout": jax.random.key(1)}
-    return model.apply(variables, images, train, mutable=["batch_stats"], rngs=rngs)[0]
+    return apply(model, variables, images, train)[0]
 
 
 @functools.cache
 def plain(network, size, **fields):
-    """A model, its variables, the images, and its logits in eval and in train mode."""
+    """A model, its variables, and images."""
     model = create_model(network, num_classes=3, **fields)
-    variables, images = trained(model, size)
-    run = jax.jit(functools.partial(logits, model), static_argnums=2)
-    return model, variables, images, [run(variables, images, train) for train in (False, True)]
+    return model, *trained(model, size)
 
 
 def check(base, slot, placement, *, steps):
     """At most 1e-6 at step 0, a gradient for the new parameters, and after `steps` all moved."""
-    model, variables, images, expected = base
+    model, variables, images = base
     grown, all_variables = graft(model, variables, **{slot: placement}, input_shape=images.shape)
     old, new = flatten_dict(variables), flatten_dict(all_variables)
     for path, leaf in old.items():
@@ -73,30 +76,35 @@ def check(base, slot, placement, *, steps):
     added = [path for path in new if path not in old and path[0] == "params"]
     assert added
 
+    # In one program: XLA rounds a network in two programs differently, by 2e-6 of the logits.
     @jax.jit
-    def both(variables):
-        return [logits(grown, variables, images, train) for train in (False, True)]
+    def both(variables, all_variables):
+        return [
+            (logits(model, variables, images, train), logits(grown, all_variables, images, train))
+            for train in (False, True)
+        ]
 
-    for theirs, ours in zip(expected, both(all_variables), strict=True):
-        assert abs(ours - theirs).max() <= 1e-6 * abs(theirs).max()
+    for expected, ours in both(variables, all_variables):
+        assert abs(ours - expected).max() <= 1e-6 * abs(expected).max()
 
     labels = jnp.arange(4) % 3
-    optimizer = optax.sgd(0.1, momentum=0.9)
+    # Its steps do not shrink with gradients: VGG's are too small for a scale of one to show it.
+    optimizer = optax.adam(1e-3)
 
     @jax.jit
-    def step(params, momentum):
+    def step(params, moments):
         def loss(params):
             answer = logits(grown, all_variables | {"params": params}, images, True)
             return optax.softmax_cross_entropy_with_integer_labels(answer, labels).mean()
 
         gradients = jax.grad(loss)(params)
-        updates, momentum = optimizer.update(gradients, momentum)
-        return optax.apply_updates(params, updates), momentum, gradients
+        updates, moments = optimizer.update(gradients, moments)
+        return optax.apply_updates(params, updates), moments, gradients
 
     params = start = all_variables["params"]
-    momentum = optimizer.init(params)
+    moments = optimizer.init(params)
     for index in range(steps):
-        params, momentum, gradients = step(params, momentum)
+        params, moments, gradients = step(params, moments)
         found = flatten_dict({"params": gradients})
         assert all(np.isfinite(found[path]).all() for path in added)
         if index == 0:
@@ -125,9 +133,9 @@ def test_every_mechanism_starts_as_the_identity(name):
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_every_mechanism_learns_in_whole_networks(name, network):
-    slot, place, fields = NETWORKS[network]
+    slot, place, size, fields = NETWORKS[network]
     placement = {"name": name, **place, **FIELDS.get(name, {})}
-    check(plain(network, 64, **fields), slot, placement, steps=20)
+    check(plain(network, size, **fields), slot, placement, steps=20)
 
 
 @pytest.mark.slow
@@ -140,14 +148,19 @@ def test_every_mechanism_learns_in_whole_networks(name, network):
     ],
 )
 def test_convolutions_are_replaced_in_whole_networks(network, name, fields):
-    placement = {"name": name, "stages": (2, 3), **fields}
-    check(plain(network, 64), "conv", placement, steps=20)
+    check(plain(network, 32), "conv", {"name": name, "stages": (2, 3), **fields}, steps=20)
 
 
 @pytest.mark.parametrize("variant", [None, "official", "timm", "light"])
 def test_variants_of_cbam_learn(variant):
     placement = {"name": "cbam", "variant": variant, "reduction": 4}  # two units may both be dead
     check(small("resnet18"), "attention", placement, steps=20)
+
+
+def test_in_float64():
+    with jax.enable_x64(True):
+        base = small("resnet18", param_dtype="float64")
+        check(base, "attention", {"name": "se", "reduction": 4}, steps=20)
 
 
 def test_after_the_add():
@@ -182,7 +195,7 @@ def test_a_gate_keeps_the_layers_own_parameters():
 
 
 def test_a_config_says_it_too():
-    model, variables, images, _ = small("resnet18")
+    model, variables, images = small("resnet18")
     grown, _ = graft(model, variables, attention="se", input_shape=images.shape)
     placement = {"name": "se", "graft": True}
     said = create_model("resnet18", num_classes=3, attention=placement, **SMALL)
@@ -210,7 +223,7 @@ def test_a_config_says_it_too():
     ],
 )
 def test_what_cannot_be_grafted(arguments, sentence):
-    model, variables, *_ = small("resnet18")
+    model, variables, _ = small("resnet18")
     with pytest.raises(InputError, match=sentence):
         graft(model, variables, **arguments, input_shape=(1, 8, 8, 3))
 
@@ -224,7 +237,7 @@ def test_a_layer_with_another_normalisation_than_the_networks():
 
 
 def test_variables_of_another_model_and_a_taken_slot():
-    model, variables, *_ = small("resnet18")
+    model, variables, _ = small("resnet18")
     with pytest.raises(InputError, match=r"\d+ of the variables are missing: "):
         graft(
             create_model("resnet50", **SMALL), variables, attention="se", input_shape=(1, 8, 8, 3)
