@@ -98,7 +98,8 @@ def check(base, slot, placement, *, steps):
             return optax.softmax_cross_entropy_with_integer_labels(answer, labels).mean()
 
         gradients = jax.grad(loss)(params)
-        updates, moments = optimizer.update(gradients, moments)
+        with jax.numpy_dtype_promotion("standard"):  # optax.adam needs it
+            updates, moments = optimizer.update(gradients, moments)
         return optax.apply_updates(params, updates), moments, gradients
 
     params = start = all_variables["params"]
