@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxattn import create_model, graft
 from flaxattn.attention import ATTENTION, SqueezeExcite
@@ -67,7 +67,10 @@ def plain(network, size, **fields):
 
 
 def check(base, slot, placement, *, steps):
-    """At most 1e-6 at step 0, a gradient for the new parameters, and after `steps` all moved."""
+    """At most 1e-6 at step 0, a gradient for the new parameters, and after `steps` all moved.
+
+    The new parameters alone are trained.
+    """
     model, variables, images = base
     grown, all_variables = graft(model, variables, **{slot: placement}, input_shape=images.shape)
     old, new = flatten_dict(variables), flatten_dict(all_variables)
@@ -94,7 +97,7 @@ def check(base, slot, placement, *, steps):
     @jax.jit
     def step(params, moments):
         def loss(params):
-            answer = logits(grown, all_variables | {"params": params}, images, True)
+            answer = logits(grown, unflatten_dict(new | params), images, True)
             return optax.softmax_cross_entropy_with_integer_labels(answer, labels).mean()
 
         gradients = jax.grad(loss)(params)
@@ -102,17 +105,16 @@ def check(base, slot, placement, *, steps):
             updates, moments = optimizer.update(gradients, moments)
         return optax.apply_updates(params, updates), moments, gradients
 
-    params = start = all_variables["params"]
+    params = start = {path: new[path] for path in added}
     moments = optimizer.init(params)
     for index in range(steps):
         params, moments, gradients = step(params, moments)
-        found = flatten_dict({"params": gradients})
-        assert all(np.isfinite(found[path]).all() for path in added)
+        assert all(np.isfinite(gradient).all() for gradient in gradients.values())
         if index == 0:
-            assert max(abs(found[path]).max() for path in added) > 0
+            assert max(abs(gradient).max() for gradient in gradients.values()) > 0
     if steps > 1:
-        first, last = flatten_dict({"params": start}), flatten_dict({"params": params})
-        assert not ["/".join(path) for path in added if np.array_equal(first[path], last[path])]
+        same = [path for path in added if np.array_equal(start[path], params[path])]
+        assert not ["/".join(path) for path in same]
 
 
 SMALL = {"stage_sizes": (1, 1), "width": 32, "stem": "small"}
