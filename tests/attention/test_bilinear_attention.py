@@ -48,6 +48,8 @@ CASES = [
         refused=((13, 7), (1, 1)),
         modes=(False,),
     ),
+    # Seed 0 has such a maximum at 56x56: float32 gradients are 1.4e-2 from float64's in torch, and
+    # in XLA or not as it fuses.
     Case(
         ("bat.timm",),
         {"drop_rate": 0.0},
@@ -55,6 +57,7 @@ CASES = [
         "timm",
         maps=((56, 56), (14, 7)),
         refused=((13, 7), (1, 1)),
+        seed=1,
     ),
 ]
 

@@ -210,7 +210,7 @@ def test_attention_sees_what_the_relu_answers_and_the_next_layer_its_answer():
     )(variables, x)
     inner = moved["intermediates"]
     (seen,) = inner["se1_1"]["seen"]
-    np.testing.assert_array_equal(seen, jax.nn.relu(inner["bn1_1"]["__call__"][0]))
+    np.testing.assert_allclose(seen, jax.nn.relu(inner["bn1_1"]["__call__"][0]), rtol=1e-5)
     conv1_2 = model.clone(attention=None).bind(variables).conv1_2
     np.testing.assert_allclose(inner["conv1_2"]["__call__"][0], conv1_2(3 * seen), rtol=1e-5)
 
