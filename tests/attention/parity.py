@@ -83,17 +83,19 @@ class Case(NamedTuple):
         """Inputs (N, H, W, C) of each batch size and map, and whether test-all alone has it.
 
         Of `maps`, make test takes the largest and the single position with a batch of one, in
-        float32, and the others with the larger batch, in both precisions.
+        float32, and the others with the larger batch, in float64; in float32 too where there is
+        no other in it.
         """
         if dtype not in self.dtypes:
             return []
         left = () if ", " in self.rows[-1] else {*MAPS} - {*self.maps} - {*self.refused}
+        extremes = {size for size in self.maps if math.prod(size) in (1, math.prod(MAPS[0]))}
 
         def is_quick(n, size):
-            extreme = math.prod(size) in (1, math.prod(MAPS[0]))
-            return size in self.maps and (
-                n == BATCHES[0] and dtype == "float32" if extreme else n == BATCHES[-1]
-            )
+            if size in extremes:
+                return n == BATCHES[0] and dtype == "float32"
+            single = not extremes or "float64" not in self.dtypes
+            return size in self.maps and n == BATCHES[-1] and (dtype == "float64" or single)
 
         return [
             ((n, *size, self.features), not is_quick(n, size))

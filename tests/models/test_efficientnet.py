@@ -44,11 +44,13 @@ decode_arch_def = timm.models._efficientnet_builder.decode_arch_def
 round_channels = timm.models._efficientnet_builder.round_channels
 
 NAMES = [*MOBILENETS, *EFFICIENTNETS]
-# Architectures that take a second or more to trace; the smaller ones have the same tables.
+# Architectures that take a second or more to trace, or differ from another in padding and norm
+# alone; the smaller ones have the same tables.
 LARGE = {
     name
     for name in NAMES
-    if name.endswith(("_b3", "_b4", "_b5", "_b6", "_b7", "_b8", "_l2", "v2_m", "v2_l", "v2_xl"))
+    if name.startswith("tf_")
+    or name.endswith(("_b3", "_b4", "_b5", "_b6", "_b7", "_b8", "_l2", "v2_m", "v2_l", "v2_xl"))
     or name.endswith(
         ("mixnet_l", "mixnet_xl", "mixnet_xxl", "fbnetv3_d", "fbnetv3_g", "_rw_m", "el", "_b2")
     )
