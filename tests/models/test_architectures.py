@@ -1,8 +1,19 @@
-"""The tables of docs/weights.md hold what timm publishes."""
+"""The tables of docs/weights.md are as measured, and as timm publishes."""
 
 import pytest
 
-from tests.models.architectures import PAGE, families, families_table, section
+from flaxattn import MODELS
+from tests.models.architectures import DTYPES, PAGE, families, families_table, section
+from tests.models.test_resnet import LOGITS
+
+
+def test_errors_are_of_architectures_and_within_the_bounds():
+    rows = section(PAGE.read_text(), "architectures").splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert {name for name, *_ in cells} <= MODELS.keys()
+    for name, *_, first, second in cells:
+        for dtype, error in zip(DTYPES, (first, second), strict=True):
+            assert float(error) <= LOGITS[dtype], name
 
 
 @pytest.mark.slow
