@@ -53,7 +53,8 @@ class Case(NamedTuple):
             largest gradient of all.
         dtypes: to compare in, fewer where torch fails in one.
         seed: of the weights and the input. Another than 0 where two of the values drawn from 0 are
-            so nearly one maximum that rounding chooses which of them gets the gradient.
+            so nearly one maximum that rounding chooses which of them gets the gradient, or where
+            torch's own float32 answers for them are farther from its float64 ones than the bound.
     """
 
     rows: tuple[str, ...]

@@ -71,6 +71,9 @@ CASES = [
         refuses=per_sample,
         exact=True,
         cancelled=("fc1.bias",),
+        # On four maps of 56x56 drawn from 0 torch's own float32 answers are 1.3e-5 off its float64
+        # ones, ours 1.1e-5; drawn from 1, 2 and 3 both are 5e-6 to 8e-6 off.
+        seed=1,
     ),
 ]
 
