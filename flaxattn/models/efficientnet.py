@@ -20,7 +20,7 @@ from flaxattn.models.block_spec import (
     separable,
 )
 from flaxattn.models.inverted_residual_net import InvertedResidualNet, pool_context
-from flaxattn.models.mobilenet import TF, TF_NORM
+from flaxattn.models.mobilenet import TF, TF_NORM, TORCHVISION_TF_NORM
 
 # --- EfficientNet, Tan and Le 2019, arXiv:1905.11946, table 1
 
@@ -175,7 +175,6 @@ def _v2(
         stem_features=scaled(stem_features * width),
         head_features=scaled(head_features * width),
         activation="silu",
-        torchvision="efficientnet",
         **fields,
     )
 
@@ -273,12 +272,22 @@ _LITES = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2), "lite3"
 _LITES["lite4"] = (1.4, 1.8)
 _EXPERTS = {"cc_b0_4e": (1.0, 1.0, 4), "cc_b0_8e": (1.0, 1.0, 8), "cc_b1_8e": (1.0, 1.1, 8)}
 
-# Names as in timm; efficientnet_v2_* are torchvision's. Where torchvision has the same name its
-# weights load too; its efficientnet_b5 to b7 are trained with norm=TF_NORM.
+# torchvision's networks and timm's compute the same up to b4; from there on they have another
+# epsilon, and neither takes the other's weights.
+_SAME = ("b0", "b1", "b2", "b3", "b4")
+_TORCHVISION: dict[str, Any] = {"torchvision": "efficientnet"}
+
+# Names as in timm; efficientnet_v2_* and *_tv are torchvision's.
 EFFICIENTNETS: dict[str, Callable[..., nn.Module]] = {
     **{
-        f"efficientnet_{name}": _efficientnet(*scales, torchvision="efficientnet")
+        f"efficientnet_{name}": _efficientnet(*scales, **_TORCHVISION if name in _SAME else {})
         for name, scales in _SCALES.items()
+    },
+    **{
+        f"efficientnet_{name}_tv": _efficientnet(
+            *_SCALES[name], norm=TORCHVISION_TF_NORM, dropout=dropout, **_TORCHVISION
+        )
+        for name, dropout in {"b5": 0.4, "b6": 0.5, "b7": 0.5}.items()
     },
     **{f"tf_efficientnet_{name}": _efficientnet(*s, **TF) for name, s in _SCALES.items()},
     **{f"efficientnet_{name}": _lite(*scales) for name, scales in _LITES.items()},
@@ -297,7 +306,7 @@ EFFICIENTNETS: dict[str, Callable[..., nn.Module]] = {
     **{f"efficientnetv2_{name}": _v2(*table) for name, table in _V2.items()},
     **{f"tf_efficientnetv2_{name}": _v2(*table, **TF) for name, table in _V2.items()},
     **{
-        f"efficientnet_v2_{name}": _v2(*_V2[name], norm=TF_NORM, dropout=dropout)
+        f"efficientnet_v2_{name}": _v2(*_V2[name], norm=TF_NORM, dropout=dropout, **_TORCHVISION)
         for name, dropout in {"s": 0.2, "m": 0.3, "l": 0.4}.items()
     },
     "tf_efficientnetv2_b0": _v2_base(),

@@ -26,7 +26,7 @@ from flaxattn.models.inverted_residual_net import InvertedResidualNet, squeeze_i
 from flaxattn.models.placement import LayerFactory
 from flaxattn.norm import BatchNorm
 
-# TensorFlow's epsilon, and the momentum of torchvision's MobileNetV3.
+# TensorFlow's epsilon, and torchvision's momentum beside it.
 TF_NORM = functools.partial(BatchNorm, epsilon=1e-3)
 TORCHVISION_TF_NORM = functools.partial(BatchNorm, epsilon=1e-3, momentum=0.99)
 # What the ports of weights that were trained with TensorFlow differ in.
@@ -127,7 +127,6 @@ def _mobilenet_v3(
         "head": "pool_first",
         "activation": "hard_swish",
         "gate": squeeze_inside,
-        "torchvision": "mobilenet_v3",
     }
     return functools.partial(InvertedResidualNet, **{**defaults, **fields})
 
@@ -428,6 +427,13 @@ def _edgetpu_v2(
     )
 
 
+# torchvision's MobileNetV3 has another epsilon than timm's: neither takes the other's weights.
+_TORCHVISION_V3: dict[str, Any] = {
+    "norm": TORCHVISION_TF_NORM,
+    "dropout": 0.2,
+    "torchvision": "mobilenet_v3",
+}
+
 # Names as in timm, and below them torchvision's. timm's weights of fbnetc_100 were trained with
 # TensorFlow's epsilon, and so it is here; timm has another unless it loads them.
 MOBILENETS: dict[str, Callable[..., nn.Module]] = {
@@ -504,6 +510,6 @@ MOBILENETS: dict[str, Callable[..., nn.Module]] = {
         head_features=1408,
     ),
     "mobilenet_v2": _mobilenet_v2(),
-    "mobilenet_v3_large": _large(norm=TORCHVISION_TF_NORM, dropout=0.2),
-    "mobilenet_v3_small": _small(norm=TORCHVISION_TF_NORM, dropout=0.2),
+    "mobilenet_v3_large": _large(**_TORCHVISION_V3),
+    "mobilenet_v3_small": _small(**_TORCHVISION_V3),
 }

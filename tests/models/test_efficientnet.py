@@ -50,13 +50,17 @@ LARGE = {
     name
     for name in NAMES
     if name.startswith("tf_")
-    or name.endswith(("_b3", "_b4", "_b5", "_b6", "_b7", "_b8", "_l2", "v2_m", "v2_l", "v2_xl"))
+    or name.endswith(
+        ("_b3", "_b4", "_b5", "_b6", "_b7", "_b8", "_tv", "_l2", "v2_m", "v2_l", "v2_xl")
+    )
     or name.endswith(
         ("mixnet_l", "mixnet_xl", "mixnet_xxl", "fbnetv3_d", "fbnetv3_g", "_rw_m", "el", "_b2")
     )
 }
 # Where timm's own default differs from what its weights were trained with.
 TIMM_FIELDS = {"fbnetc_100": {"bn_eps": 1e-3}}
+# Here timm and torchvision have one name for two networks: torchvision's have TensorFlow's epsilon.
+OTHERWISE_IN_TORCHVISION = {f"efficientnet_b{n}" for n in (5, 6, 7)}
 
 everywhere = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LARGE else []) for n in NAMES]
@@ -64,12 +68,14 @@ everywhere = pytest.mark.parametrize(
 
 
 def references(name):
-    """The same network by its naming: timm's, torchvision's or both."""
+    """The networks that compute the same, by naming: timm's, torchvision's or both."""
     found = {}
     if timm.is_model(name):
         found["timm"] = timm.create_model(name, **TIMM_FIELDS.get(name, {}))
-    if name in torchvision.models.list_models():
+    if name in torchvision.models.list_models() and name not in OTHERWISE_IN_TORCHVISION:
         found["torchvision"] = torchvision.models.get_model(name)
+    if name.removesuffix("_tv") in OTHERWISE_IN_TORCHVISION - {name}:
+        found["torchvision"] = torchvision.models.get_model(name.removesuffix("_tv"))
     return found
 
 
@@ -178,16 +184,6 @@ def test_a_head_that_pools_first_is_timms(record_property):
     check(record_property, name, model, reference, size=(35, 52), dtype="float64", naming="timm")
 
 
-# torchvision's last three have TensorFlow's epsilon; timm's networks of these names have torch's.
-TORCHVISION_FIELDS = {f"efficientnet_b{n}": {"norm": TF_NORM} for n in (5, 6, 7)}
-
-
-def model_like(name, naming):
-    """The network with the function that the source of this naming gives it."""
-    fields = TORCHVISION_FIELDS.get(name, {}) if naming == "torchvision" else {}
-    return create_model(name, **fields)
-
-
 @pytest.mark.parametrize(
     ("name", "naming", "size", "dtype"),
     [
@@ -198,7 +194,7 @@ def model_like(name, naming):
     ids=str,
 )
 def test_small_networks_are_the_references(name, naming, size, dtype, record_property):
-    model, reference = model_like(name, naming), references(name)[naming]
+    model, reference = create_model(name), references(name)[naming]
     check_logits(record_property, name, model, reference, size=size, dtype=dtype, naming=naming)
 
 
@@ -211,6 +207,23 @@ def test_the_naming_is_found(name, naming):
     found = weights.load(create_model(name), state, X.shape)
     named = weights.load(create_model(name), state, X.shape, naming)
     jax.tree.map(np.testing.assert_array_equal, found, named)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("mobilenetv3_small_100", "mobilenet_v3_small"),
+        ("tf_mobilenetv3_small_100", "mobilenet_v3_small"),
+        ("efficientnetv2_s", "efficientnet_v2_s"),
+        ("efficientnet_b5", "efficientnet_b5"),
+    ],
+)
+def test_torchvision_s_weights_do_not_load_into_another_function(name, theirs):
+    with torch.device("meta"):
+        reference = torchvision.models.get_model(theirs)
+    state = {key: np.zeros(tensor.shape, "f4") for key, tensor in reference.state_dict().items()}
+    with pytest.raises(InputError, match="the weights do not fit"):
+        weights.load(create_model(name), state, X.shape)
 
 
 @pytest.mark.parametrize("attention", ["cbam", "global_context", "se"])
@@ -242,7 +255,7 @@ def test_logits_are_the_references(name, size, dtype, record_property):
     side = own_size(name)
     size = (side, side) if size == "own" else (65, 97)
     for naming, reference in references(name).items():
-        model = model_like(name, naming)
+        model = create_model(name)
         check_logits(record_property, name, model, reference, size=size, dtype=dtype, naming=naming)
 
 
