@@ -34,7 +34,7 @@ def create_model(
     """The backbone `name` of MODELS, with attention where `attention` says.
 
     `model.apply(variables, images, train=False)` answers float32 logits (N, num_classes) for images
-    (N, H, W, C), and with `method="features"` the list of maps after each stage.
+    (N, H, W, C), and with `method="features"` the list of the last maps at each stride.
 
         create_model("resnet50", attention=dict(name="se", reduction=16, stages=(2, 3, 4)))
 

@@ -43,7 +43,7 @@ class ResNet(nn.Module):
     values of the fields (`resnets.RESNETS`).
 
     images (N, H, W, C) -> logits (N, num_classes), or pooled features if num_classes is 0, both
-    float32 or wider. `features` answers the maps after each stage.
+    float32 or wider. `features` answers the last map at each stride.
 
     Fields:
         stage_sizes: blocks in each stage.
@@ -225,16 +225,17 @@ class ResNet(nn.Module):
     @property
     def feature_channels(self) -> tuple[int, ...]:
         """Channels of each map of `features`."""
+        stem = () if self.stem == "small" else (self._stem_convs()[-1][0],)
         if self.pruned is not None:
-            return tuple(features for features, _ in self.pruned)
+            return *stem, *(features for features, _ in self.pruned)
         pairs = zip(self.widths, self.block_classes, strict=True)
-        return tuple(width * block.expansion for width, block in pairs)
+        return *stem, *(width * block.expansion for width, block in pairs)
 
     @property
     def feature_strides(self) -> tuple[int, ...]:
         """Pixels of the image to one of each map of `features`, along either axis."""
-        first = 1 if self.stem == "small" else 4
-        return tuple(first * 2**stage for stage in range(len(self.stage_sizes)))
+        first = 1 if self.stem == "small" else 2
+        return tuple(first * 2**level for level in range(len(self.feature_channels)))
 
     @property
     def namings(self) -> dict[str, tuple[tuple[str, ...], ...]]:
@@ -270,7 +271,7 @@ class ResNet(nn.Module):
             setattr(self, self.head_name, classifier)
 
     def setup_stem(self, conv: LayerFactory, norm: LayerFactory) -> None:
-        """The layers that `stem_layers` applies."""
+        """The layers that `stem_layers` and `pool_layers` apply."""
         *first, last = [
             conv(features, size, strides=strides) for features, size, strides in self._stem_convs()
         ]
@@ -288,13 +289,17 @@ class ResNet(nn.Module):
         return getattr(self, self.head_name)(self.drop(pooled, deterministic=not train))
 
     def features(self, images: Array, train: bool = False) -> list[Array]:
-        """The map after each stage, `feature_strides` times smaller than the images, rounded up.
+        """The map of the stem before its pool, if it has one, and the map after each stage.
 
-        Call it as `model.apply(variables, images, method="features")`.
+        `feature_strides` times smaller than the images, rounded up. Call it as
+        `model.apply(variables, images, method="features")`.
         """
         x = self.stem_layers(images, train)
         carries = self.attention is not None and self.attention.carries
         maps = []
+        if self.stem != "small":
+            maps.append(x)
+            x = self.pool_layers(x, train)
         for stage in range(1, len(self.stage_sizes) + 1):
             carry = None
             for block in getattr(self, f"layer{stage}"):
@@ -306,16 +311,17 @@ class ResNet(nn.Module):
         return maps
 
     def stem_layers(self, images: Array, train: bool) -> Array:
-        """What stands before the first stage."""
+        """What stands before the pool, or before the first stage if there is none."""
         if isinstance(self.conv1, nn.Module):
             x = self.conv1(images)
         else:
             conv1, bn1, relu, conv2, bn2, _, conv3 = self.conv1
             x = relu(bn1(conv1(images), train))
             x = conv3(relu(bn2(conv2(x), train)))
-        x = jax.nn.relu(self.bn1(x, train))
-        if self.stem == "small":
-            return x
+        return jax.nn.relu(self.bn1(x, train))
+
+    def pool_layers(self, x: Array, train: bool) -> Array:
+        """The pool with strides 2 between the stem's convolutions and the first stage."""
         if self.stem_pool == "conv":
             conv, bn = self.maxpool
             return jax.nn.relu(bn(conv(x), train))

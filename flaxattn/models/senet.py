@@ -49,7 +49,8 @@ class SENet(ResNet):
     Hu, Shen, Sun, "Squeeze-and-Excitation Networks", CVPR 2018, arXiv:1709.01507.
 
     Three things differ from `ResNet` with the same fields. The max pool of the stem has no padding
-    and windows that may reach beyond the map, so that it rounds down where a ResNet's rounds up.
+    and windows that may reach beyond the map, so that it rounds down where a ResNet's rounds up:
+    images of 65 pixels give 33, then 16, not 17.
     Blocks are "caffe_basic", with a ReLU before attention, "caffe_bottleneck", with the strides in
     the first 1x1 convolution, or "bottleneck". And parameters are called as in these models:
     layer0 conv1, layer1_0 se_module, last_linear.
@@ -85,14 +86,12 @@ class SENet(ResNet):
         self.layer0 = Layer0(self._stem_convs(), conv, norm)
 
     def stem_layers(self, images: Array, train: bool) -> Array:
-        x = self.layer0(images, train)
-        return x if self.stem == "small" else _covering_max_pool(x)
+        return self.layer0(images, train)
 
-
-def _covering_max_pool(x: Array) -> Array:
-    """3x3 windows with strides 2 from the first pixel on; the last may reach beyond the map."""
-    beyond = tuple((0, 1 - size % 2) for size in x.shape[1:3])
-    return nn.max_pool(x, (3, 3), (2, 2), beyond)
+    def pool_layers(self, x: Array, train: bool) -> Array:
+        """3x3 windows with strides 2 from the first pixel on; the last may reach beyond the map."""
+        beyond = tuple((0, 1 - size % 2) for size in x.shape[1:3])
+        return nn.max_pool(x, (3, 3), (2, 2), beyond)
 
 
 # Names as in timm.

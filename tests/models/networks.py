@@ -41,9 +41,14 @@ def check_names(model, shapes, references):
         assert our_shapes(model, naming, shapes) == torch_shapes(reference)
         assert count == sum(parameter.numel() for parameter in reference.parameters())
         if naming == "timm":
-            info = reference.feature_info
-            assert list(model.feature_channels) == [level["num_chs"] for level in info]
-            assert list(model.feature_strides) == [level["reduction"] for level in info]
+            check_features(model, reference)
+
+
+def check_features(model, reference):
+    """The maps of `features` are those that timm offers, by channels and strides."""
+    info = reference.feature_info
+    assert list(model.feature_channels) == [level["num_chs"] for level in info]
+    assert list(model.feature_strides) == [level["reduction"] for level in info]
 
 
 def load_and_back(model, reference, shape, naming):

@@ -218,7 +218,7 @@ def test_features_have_the_stated_channels_and_strides(name, stem):
         (2, -(-65 // stride), -(-96 // stride), channels)
         for channels, stride in zip(model.feature_channels, model.feature_strides, strict=True)
     ]
-    assert model.feature_strides == ((4, 8, 16, 32) if stem == "imagenet" else (1, 2, 4, 8))
+    assert model.feature_strides == ((2, 4, 8, 16, 32) if stem == "imagenet" else (1, 2, 4, 8))
 
 
 def test_features_are_what_the_logits_come_from():

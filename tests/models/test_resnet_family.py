@@ -22,7 +22,13 @@ from flaxattn.models.senet import SENETS
 from flaxattn.norm import BatchlessGroupNorm, BatchNorm
 from flaxattn.weights import abstract_variables
 from tests.attention import parity
-from tests.models.networks import load_and_back, our_shapes, shapes_of, torch_shapes
+from tests.models.networks import (
+    check_features,
+    load_and_back,
+    our_shapes,
+    shapes_of,
+    torch_shapes,
+)
 from tests.models.test_resnet import LOGITS, check
 from tests.torch_reference.torchvision_shim import timm, torchvision
 
@@ -91,7 +97,9 @@ def test_every_name_of_timms_is_there():
 )
 def test_parameters_have_timms_names_and_shapes(name):
     """All tensors of both; of ours two blocks a stage are made, for the others are like these."""
-    model, theirs = create_model(name), torch_shapes(reference(name))
+    model, network = create_model(name), reference(name)
+    check_features(model, network)
+    theirs = torch_shapes(network)
     if name in PRUNED:
         assert our_shapes(model, "timm") == theirs
         return
