@@ -3,8 +3,6 @@
 import io
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -127,21 +125,32 @@ def _atomically(path: Path, content: bytes) -> None:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return dict(archive)
-    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise InputError(
+                    f"{path} is one array without a name, a .npy file: save it with np.savez."
+                )
+            with archive:
+                return dict(archive)
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file has zipfile, zlib and NumPy raise any
         raise InputError(f"{path} is not a whole .npz file: {error}.") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
-        import safetensors
         from safetensors.numpy import load_file
     except ImportError as error:
         raise _needs_safetensors("reading", path) from error
     try:
         return load_file(path)
-    except safetensors.SafetensorError as error:
+    except AttributeError as error:
+        raise InputError(
+            f"{path} has numbers that NumPy has not ({error}): save it in another precision."
+        ) from error
+    except Exception as error:
         raise InputError(f"{path} is not a whole safetensors file: {error}.") from error
 
 

@@ -7,13 +7,14 @@ in a zip archive (since torch 1.6), or behind it (before).
 """
 
 import collections
+import functools
 import io
 import math
 import operator
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -23,13 +24,6 @@ import numpy as np
 from flaxattn.errors import InputError
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first of the pickles in a file older than torch 1.6
-
-# What reading a file that is not whole, or a forged one, may raise.
-_BROKEN = (
-    *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, struct.error, UnicodeDecodeError),
-    *(KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError),
-    *(RuntimeError, MemoryError),
-)
 
 _STORAGES = {
     "DoubleStorage": np.float64,
@@ -85,6 +79,24 @@ class Tensor(NamedTuple):
         ).copy()
 
 
+class Known:
+    """What a name in a file stands for, as the file gets it: it may be called, and not changed.
+
+    A pickle can set the attributes of whatever it holds, a function's defaults among them.
+    """
+
+    __slots__ = ("made",)
+
+    def __init__(self, made: Callable[..., Any]) -> None:
+        self.made = made
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.made(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it sets the attributes of what it calls")
+
+
 class Ignored:
     """Stands for the arguments of a training script, which lie beside the weights."""
 
@@ -107,14 +119,11 @@ def read_pickle(path: Path, entry: str | None = None) -> dict[str, np.ndarray]:
     """
     try:
         content = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+        tensors = dict(_state_dict(path, content, entry))
+        return {key: tensor.numpy() for key, tensor in tensors.items()}
     except InputError:
         raise
-    except _BROKEN as error:
-        raise InputError(f"{path} is not a whole file of torch.save: {error}.") from error
-    tensors = dict(_state_dict(path, content, entry))
-    try:
-        return {key: tensor.numpy() for key, tensor in tensors.items()}
-    except _BROKEN as error:
+    except Exception as error:  # a damaged or forged file has zipfile, zlib and pickle raise any
         raise InputError(f"{path} is not a whole file of torch.save: {error}.") from error
 
 
@@ -159,14 +168,17 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         known: dict[tuple[str, str], Any] = {
-            ("collections", "OrderedDict"): collections.OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-            ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-            ("torch", "Size"): tuple,
-            ("argparse", "Namespace"): Ignored,
+            ("collections", "OrderedDict"): Known(collections.OrderedDict),
+            ("torch._utils", "_rebuild_tensor_v2"): Known(_rebuild_tensor),
+            ("torch._utils", "_rebuild_parameter"): Known(_rebuild_parameter),
+            ("torch", "Size"): Known(tuple),
+            (
+                "argparse",
+                "Namespace",
+            ): Ignored,  # pickle makes an instance of it: it must be a class
         }
         if module in ("torch", "torch.storage") and name in _STORAGES:
-            return _STORAGES[name]
+            return Known(functools.partial(Storage, _STORAGES[name]))
         if (module, name) not in known:
             raise InputError(
                 f"{self.path} asks for {module}.{name}, which is no tensor, and nothing of it was "
@@ -175,20 +187,17 @@ class _Unpickler(pickle.Unpickler):
         return known[module, name]
 
     def persistent_load(self, pid: Sequence[Any]) -> Storage:
-        kind, dtype, key, _, size, *view = pid
+        kind, storage, key, _, size, *view = pid
         if kind != "storage" or (view and view[0] is not None):
             raise ValueError(f"it refers to a {kind} that is not understood")
-        return self.storages.setdefault(key, Storage(dtype, size))
+        return self.storages.setdefault(key, storage(size))
 
 
 def _rebuild_tensor(storage: Storage, offset: int, shape, strides, *_: Any) -> Tensor:
     if not isinstance(storage, Storage):
         raise ValueError("a tensor without a storage")
-    # Python's integers: NumPy's, which a file can also hold, overflow in the check of the view.
-    integers = operator.index
-    return Tensor(
-        storage, integers(offset), tuple(map(integers, shape)), tuple(map(integers, strides))
-    )
+    index = operator.index  # Python's integers, for the check of the view must not overflow
+    return Tensor(storage, index(offset), tuple(map(index, shape)), tuple(map(index, strides)))
 
 
 def _rebuild_parameter(tensor: Tensor, *_: Any) -> Tensor:
@@ -220,4 +229,4 @@ def _state_dicts(content: Any) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         if isinstance(value, Mapping) and value:
             tensors = all(isinstance(tensor, Tensor) for tensor in value.values())
             if tensors and all(isinstance(key, str) for key in value):
-                yield name, value
+                yield str(name), value

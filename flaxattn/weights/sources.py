@@ -5,6 +5,7 @@ timm keeps in config.json: the architecture, the number of classes, how images a
 """
 
 import json
+import os
 import re
 import struct
 from collections.abc import Mapping
@@ -61,7 +62,7 @@ def fetch(
     cannot be reached, a config that is no JSON object, and a revision of what is no repository.
     """
     path = Path(source)
-    if not path.exists() and isinstance(source, str):
+    if not os.path.exists(path) and isinstance(source, str):  # Path.exists may raise
         name = source.removeprefix(_PREFIX)
         is_repository = _REPOSITORY.fullmatch(name) and not name.endswith(SUFFIXES)
         if is_repository:
@@ -70,9 +71,9 @@ def fetch(
             raise InputError(f"{source} names no repository: write hf-hub:owner/name.")
     if revision is not None:
         raise InputError(f"revision={revision!r} belongs to a repository, and {source} is none.")
-    if path.is_dir():
+    if os.path.isdir(path):
         path = _file_of(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(
             f"there is no weight file {path}: check the path, or name a directory or a Hugging "
             f"Face repository such as timm/resnet50.a1_in1k."
@@ -116,14 +117,14 @@ def _metadata(path: Path) -> Mapping[str, str]:
             (size,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(min(size, path.stat().st_size)))
         return dict(header.get("__metadata__", {}))
-    except (struct.error, ValueError, TypeError, AttributeError, RecursionError):
+    except (OSError, struct.error, ValueError, TypeError, AttributeError, RecursionError):
         return {}  # no such header, which is for `read` to say
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
     try:
         return _flat(path.read_text(encoding="utf-8"), path)
-    except UnicodeDecodeError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no JSON object: {error}.") from error
 
 

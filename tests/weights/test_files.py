@@ -1,6 +1,11 @@
+import io
+import zipfile
+
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as torch_save_file
 
 from flaxattn import weights
 from flaxattn.attention import SqueezeExcite
@@ -49,6 +54,65 @@ def test_an_npz_packed_in_an_unknown_way(tmp_path):
     path.write_bytes(data)
     with pytest.raises(InputError, match="is not a whole"):
         weights.read(path)
+
+
+def test_an_npy_by_that_name(tmp_path):
+    path = tmp_path / "weights.npz"
+    with path.open("wb") as file:
+        np.save(file, np.ones(3))
+    with pytest.raises(InputError, match=r"is one array without a name, a \.npy file"):
+        weights.read(path)
+
+
+def test_numbers_that_numpy_has_not(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    torch_save_file({"x": torch.ones(4).to(torch.float8_e4m3fn)}, path)
+    with pytest.raises(InputError, match=r"has numbers that NumPy has not \(.*float8_e4m3fn"):
+        weights.read(path)
+
+
+def zip_of_torch(path, method):
+    """What torch.save writes, packed in another way, as tools that repack archives leave it."""
+    plain = io.BytesIO()
+    torch.save({key: torch.tensor(tensor) for key, tensor in TENSORS.items()}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(path, "w", method) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+
+
+DAMAGED = {
+    "stored.pth": lambda path: zip_of_torch(path, zipfile.ZIP_STORED),
+    "deflated.pth": lambda path: zip_of_torch(path, zipfile.ZIP_DEFLATED),
+    "legacy.pth": lambda path: torch.save(
+        {key: torch.tensor(tensor) for key, tensor in TENSORS.items()},
+        path,
+        _use_new_zipfile_serialization=False,
+    ),
+    "stored.npz": lambda path: np.savez(path, **TENSORS),
+    "deflated.npz": lambda path: np.savez_compressed(path, **TENSORS),
+    "x.safetensors": lambda path: save_file(TENSORS, path),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_loads_or_says_so(tmp_path, name):
+    """One to three bytes are others: in a header, in an index, or in the numbers."""
+    path = tmp_path / name
+    DAMAGED[name](path)
+    whole = path.read_bytes()
+    assert weights.read(path).keys() == TENSORS.keys()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        for at in rng.integers(len(data), size=rng.integers(1, 4)):
+            data[at] ^= rng.integers(1, 256)
+        path.write_bytes(data)
+        try:
+            weights.read(path)
+        except InputError:
+            refused += 1
+    assert refused > 20
 
 
 def test_pickled_objects_are_refused(tmp_path):

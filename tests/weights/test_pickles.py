@@ -1,6 +1,7 @@
 """Files that torch itself wrote, and files that nobody should open."""
 
 import argparse
+import io
 import os
 import pickle
 import zipfile
@@ -13,6 +14,7 @@ import torch
 from flaxattn import weights
 from flaxattn.attention import SqueezeExcite
 from flaxattn.errors import InputError
+from flaxattn.weights import pickles
 from tests.torch_reference.torchvision_shim import timm
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -134,8 +136,41 @@ def test_a_truncated_file(tmp_path, zipped, keep):
         weights.read(path)
 
 
+def legacy(content):
+    """A file of the format before torch 1.6 whose third pickle is `content`."""
+    start = [pickle.dumps(part, 2) for part in (pickles._MAGIC, 1001, {"little_endian": True})]
+    return b"".join(start) + content
+
+
+@pytest.mark.parametrize("slots", [True, False])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch._utils _rebuild_tensor_v2",
+        "torch._utils _rebuild_parameter",
+        "torch FloatStorage",
+        "torch BFloat16Storage",
+        "torch Size",
+        "collections OrderedDict",
+        "argparse Namespace",
+    ],
+)
+def test_a_file_does_not_change_its_reader(tmp_path, name, slots):
+    """The opcode BUILD sets the attributes of whatever stands under it, in either of two ways."""
+    path = tmp_path / "x.pth"
+    state = {"__doc__": "owned", "__defaults__": (1,)}
+    state = pickle.dumps((None, state) if slots else state, 2)[2:-1]
+    path.write_bytes(legacy(b"c" + name.replace(" ", "\n").encode() + b"\n" + state + b"b."))
+    with pytest.raises(InputError, match="is not a whole file of torch"):
+        weights.read(path)
+    stand_in = pickles._Unpickler(io.BytesIO(), path).find_class(*name.split())
+    for made in (stand_in, pickles.Ignored, pickles._rebuild_tensor, pickles._rebuild_parameter):
+        assert made.__doc__ != "owned"
+    for made in (pickles._rebuild_tensor, pickles._rebuild_parameter):
+        assert made.__defaults__ is None
+
+
 SHAPE = b"M" + (1000).to_bytes(2, "little")  # the storage's size reads the same and comes first
-INT64 = b"ctorch\nLongStorage\n(L%dL\ntR"
 
 
 @pytest.mark.parametrize(
@@ -149,8 +184,13 @@ INT64 = b"ctorch\nLongStorage\n(L%dL\ntR"
         (SHAPE, b"X\x01\x00\x00\x00n", "'str' object cannot be interpreted as an integer"),
         (  # 16 strides of 2^60 + 1 are 16 in 64 bits
             SHAPE + b"\x85q\x08K\x01\x85",
-            INT64 % 17 + b"\x85" + INT64 % (2**60 + 1) + b"\x85",
+            b"K\x11\x85L%dL\n\x85" % (2**60 + 1),
             r"a tensor \(17,\) beyond its storage of 1000",
+        ),
+        (  # torch's types of numbers stand for storages, and make no number of NumPy's
+            SHAPE + b"\x85q\x08K\x01\x85",
+            b"ctorch\nLongStorage\n(K\x11tR\x85K\x01\x85",
+            "'Storage' object cannot be interpreted as an integer",
         ),
         (  # the storage would say that it is larger, and never be filled
             b"QK\x00",
@@ -158,7 +198,7 @@ INT64 = b"ctorch\nLongStorage\n(L%dL\ntR"
             "it sets the attributes of a storage",
         ),
     ],
-    ids=["shape", "text", "overflow", "state"],
+    ids=["shape", "text", "overflow", "number", "state"],
 )
 def test_memory_beyond_a_storage_is_not_read(tmp_path, old, new, sentence):
     """A file may state anything of its tensors."""
@@ -174,6 +214,15 @@ def test_memory_beyond_a_storage_is_not_read(tmp_path, old, new, sentence):
             target.writestr(name, data)
     with pytest.raises(InputError, match=sentence):
         weights.read(forged)
+
+
+def test_state_dicts_under_numbers_and_names(tmp_path):
+    """Names of any kind can be listed, and each can be asked for."""
+    content = {1: {"x": torch.zeros(1)}, "ema": {"x": torch.ones(1)}}
+    path = save(content, tmp_path / "two.pth", True)
+    with pytest.raises(InputError, match=r"2 state dicts: \['1', 'ema'\]"):
+        weights.read(path)
+    assert weights.read(path, entry="1")["x"] == 0
 
 
 def test_another_file_by_that_name(tmp_path):

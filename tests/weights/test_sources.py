@@ -113,6 +113,12 @@ def test_a_file_that_cannot_be_written(tmp_path):
         weights.write(tmp_path / "nowhere" / "x.npz", TENSORS)
 
 
+@pytest.mark.parametrize("source", ["a" * 300, "a" * 300 + ".pth", "a\0b.pth"])
+def test_a_path_that_no_file_can_have(source):
+    with pytest.raises(InputError, match="there is no weight file"):
+        weights.fetch(source)
+
+
 def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for source in ("weights/resnet50.pth", "weights", tmp_path / "timm" / "tiny"):
