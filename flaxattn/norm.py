@@ -1,7 +1,7 @@
 """Normalisation as torch computes it."""
 
 import math
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +13,71 @@ from flaxattn.conv import Initializer
 from flaxattn.errors import InputError
 from flaxattn.precision import at_least_float32
 
-# Over the last axis, and over the map and C / num_groups channels: torch's epsilon instead of
-# Flax's 1e-6, and the variance about the mean, so that a large mean costs no digits. For maps that
-# are float32 or wider already: Flax's own widening is to float32, which float64 cannot follow.
-LayerNorm = partial(
-    nn.LayerNorm, epsilon=1e-5, use_fast_variance=False, force_float32_reductions=False
-)
-GroupNorm = partial(
-    nn.GroupNorm, epsilon=1e-5, use_fast_variance=False, force_float32_reductions=False
-)
+# The variance about the mean, so that a large mean costs no digits. Flax's own widening is to
+# float32, which float64 cannot follow, and without it Flax multiplies by scale and bias whatever
+# their dtype is: here they are cast before.
+_AS_TORCH: dict[str, Any] = {
+    "use_bias": False,
+    "use_scale": False,
+    "use_fast_variance": False,
+    "force_float32_reductions": False,
+}
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis (Ba et al. 2016, arXiv:1607.06450).
+
+    For maps that are float32 or wider already. Parameters: scale, bias (C,). Answers in `dtype`, or
+    x's.
+    """
+
+    epsilon: float = 1e-5
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    scale_init: Initializer = nn.initializers.ones
+    bias_init: Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        norm = nn.LayerNorm(self.epsilon, **_AS_TORCH)
+        return _affine(self, norm(x.astype(self.dtype or x.dtype)))
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation, over the map and C / num_groups channels (Wu and He 2018).
+
+    `reduction_axes` are others than all but the first. For maps that are float32 or wider already.
+    Parameters: scale, bias (C,). Answers in `dtype`, or x's.
+    """
+
+    num_groups: int = 32
+    epsilon: float = 1e-5
+    reduction_axes: tuple[int, ...] | None = None
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    scale_init: Initializer = nn.initializers.ones
+    bias_init: Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        norm = nn.GroupNorm(
+            self.num_groups,
+            epsilon=self.epsilon,
+            reduction_axes=self.reduction_axes,
+            **_AS_TORCH,
+        )
+        return _affine(self, norm(x.astype(self.dtype or x.dtype)))
+
+
+def _affine(layer: Any, y: Array) -> Array:
+    """y * scale + bias, parameters of `layer`, in y's dtype."""
+    for name, init, apply in (
+        ("scale", layer.scale_init, jnp.multiply),
+        ("bias", layer.bias_init, jnp.add),
+    ):
+        vector = layer.param(name, init, (y.shape[-1],), layer.param_dtype)
+        y = apply(y, _row(vector.astype(y.dtype), y.ndim))
+    return y
 
 
 class BatchlessGroupNorm(nn.Module):

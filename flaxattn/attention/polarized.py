@@ -145,11 +145,11 @@ class PolarizedAttention(nn.Module):
             preferred_element_type=wide,
         )[:, None, None, :]
         if self.up == "bottleneck":
-            z = self._fc(features // 8, "conv_up_0", use_bias=True)(z)
+            z = self._fc(features // 8, wide, "conv_up_0", use_bias=True)(z)
             z = jax.nn.relu(self._layer_norm(wide, "conv_up_1")(z))
-            z = self._fc(features, "conv_up_3", use_bias=True)(z)
+            z = self._fc(features, wide, "conv_up_3", use_bias=True)(z)
         else:
-            z = self._fc(features, "conv_up", use_bias=self.use_bias)(z)
+            z = self._fc(features, wide, "conv_up", use_bias=self.use_bias)(z)
             z = self._layer_norm(wide, "ln")(z) if self.up == "norm" else z
         return jax.nn.sigmoid(z.reshape(batch, features))
 
@@ -157,7 +157,7 @@ class PolarizedAttention(nn.Module):
         batch, height, width, features = x.shape
         wide = at_least_float32(self.dtype or x.dtype)
         # The mean of a projected map is the projection of its mean.
-        fc = self._fc(features // 2, "conv_q_left", use_bias=self.use_bias)
+        fc = self._fc(features // 2, wide, "conv_q_left", use_bias=self.use_bias)
         query = fc(average_pool(x).astype(wide)[:, None, None, :]).reshape(batch, -1)
         value = self._project(x, features // 2, "conv_v_left").reshape(batch, height * width, -1)
         if self.spatial_softmax == "query":
@@ -184,9 +184,12 @@ class PolarizedAttention(nn.Module):
     def _project(self, x: Array, features: int, name: str) -> Array:
         return self._conv(features, name, use_bias=self.use_bias, dtype=self.dtype or x.dtype)(x)
 
-    def _fc(self, features: int, name: str, *, use_bias: bool) -> Callable[[Array], Array]:
-        """A 1x1 layer of vectors, which are float32 or wider already."""
-        return self._conv(features, name, use_bias=use_bias, precision=lax.Precision.HIGHEST)
+    def _fc(
+        self, features: int, dtype: DTypeLike, name: str, *, use_bias: bool
+    ) -> Callable[[Array], Array]:
+        """A 1x1 layer of vectors, which are float32 or wider already: of that `dtype`."""
+        highest = lax.Precision.HIGHEST
+        return self._conv(features, name, use_bias=use_bias, precision=highest, dtype=dtype)
 
     def _layer_norm(self, dtype: DTypeLike, name: str) -> Callable[[Array], Array]:
         return LayerNorm(

@@ -5,6 +5,7 @@ import pytest
 
 from flaxattn.attention import ATTENTION, CBAM, DualAttention, SqueezeExcite, create_attention
 from flaxattn.errors import InputError
+from flaxattn.precision import at_least_float32
 from tests.attention import contract
 from tests.attention.examples import SOWN, fields
 
@@ -18,31 +19,42 @@ VARIANTS = [
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
 def test_every_name_and_variant_keeps_the_contract(name, variant):
     """Shapes and dtypes, for which no number needs to be computed."""
-    layer = create_attention(name, variant=variant, **fields(name, variant))
+    for dtype, param_dtype in (
+        ("float32", "float32"),
+        ("bfloat16", "float32"),
+        ("float32", "bfloat16"),
+        ("float64", "float32"),
+    ):
+        with jax.enable_x64(dtype == "float64"):
+            check_contract(name, variant, jnp.dtype(dtype), jnp.dtype(param_dtype))
+
+
+def check_contract(name, variant, dtype, param_dtype):
+    layer = create_attention(
+        name, variant=variant, **fields(name, variant), param_dtype=param_dtype
+    )
 
     def run(key, x):
         variables = layer.init(key, x)
         sown = contract.sown(layer, variables, x)
-        trained, _ = layer.apply(
+        trained, moved = layer.apply(
             variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": key}
         )
-        return *sown, trained
+        return variables, *sown, trained, moved
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    for dtype in (jnp.float32, jnp.bfloat16):
-        x = jax.ShapeDtypeStruct((2, 4, 8, 32), dtype)
-        answer, gates, trained = jax.eval_shape(run, key, x)
-        assert (trained.shape, trained.dtype) == (answer.shape, answer.dtype)
-        assert answer.dtype == dtype
-        if getattr(layer, "output", "scaled") == "scaled":
-            # PSANet answers x and more channels beside it.
-            assert answer.shape == x.shape or (
-                layer.role == "head" and answer.shape[:3] == x.shape[:3]
-            )
-        paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(gates)]
-        assert paths
-        assert all("attention" in path for path in paths)
-        assert all(gate.dtype == jnp.float32 for gate in jax.tree.leaves(gates))
+    x = jax.ShapeDtypeStruct((2, 4, 8, 32), dtype)
+    variables, answer, gates, trained, moved = jax.eval_shape(run, key, x)
+    assert all(leaf.dtype == param_dtype for leaf in jax.tree.leaves((variables, moved)))
+    assert (trained.shape, trained.dtype) == (answer.shape, answer.dtype)
+    assert answer.dtype == dtype
+    if getattr(layer, "output", "scaled") == "scaled":
+        # PSANet answers x and more channels beside it.
+        assert answer.shape == x.shape or (layer.role == "head" and answer.shape[:3] == x.shape[:3])
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(gates)]
+    assert paths
+    assert all("attention" in path for path in paths)
+    assert all(gate.dtype == at_least_float32(dtype) for gate in jax.tree.leaves(gates))
     assert layer.role in ("recalibrate", "context", "convolution", "head")
 
 
