@@ -39,7 +39,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        norm = nn.LayerNorm(self.epsilon, **_AS_TORCH)
+        norm = nn.LayerNorm(self.epsilon, name="centred", **_AS_TORCH)
         return _affine(self, norm(x.astype(self.dtype or x.dtype)))
 
 
@@ -64,6 +64,7 @@ class GroupNorm(nn.Module):
             self.num_groups,
             epsilon=self.epsilon,
             reduction_axes=self.reduction_axes,
+            name="centred",
             **_AS_TORCH,
         )
         return _affine(self, norm(x.astype(self.dtype or x.dtype)))

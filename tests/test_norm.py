@@ -6,6 +6,7 @@ import torch
 
 from flaxattn import BatchNorm
 from flaxattn.errors import InputError
+from flaxattn.norm import BatchlessGroupNorm, GroupNorm, LayerNorm
 from flaxattn.train.sharding import by_example, make_mesh, replicated
 
 
@@ -64,3 +65,29 @@ def test_a_sharded_batch_is_normalised_as_a_whole():
         spread,
         apply(variables, x),
     )
+
+
+@pytest.mark.parametrize("layer", [BatchlessGroupNorm(4), GroupNorm(4), LayerNorm()])
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+def test_layer_and_group_norm_are_torchs(layer, param_dtype):
+    """Their parameters, in a dtype of their own, stand beside nothing else."""
+    x = np.random.default_rng(0).normal(2, 3, size=(2, 5, 3, 8)).astype(np.float32)
+    layer = layer.clone(param_dtype=param_dtype)
+    params = layer.init(jax.random.key(0), x)["params"]
+    assert {key: (p.shape, p.dtype) for key, p in params.items()} == dict.fromkeys(
+        ("scale", "bias"), ((8,), param_dtype)
+    )
+    given = {
+        "scale": jnp.arange(8, dtype=param_dtype),
+        "bias": jnp.arange(-8, 0).astype(param_dtype),
+    }
+    ours = layer.apply({"params": given}, x)
+    assert ours.dtype == jnp.float32
+
+    affine = torch.arange(8.0), torch.arange(-8.0, 0.0)
+    if isinstance(layer, LayerNorm):
+        theirs = torch.nn.functional.layer_norm(torch.tensor(x), (8,), *affine)
+    else:
+        maps = torch.tensor(np.moveaxis(x, -1, 1).copy())
+        theirs = torch.nn.functional.group_norm(maps, 4, *affine).movedim(1, -1)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
