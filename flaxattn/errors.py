@@ -21,3 +21,9 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     if not nearest or len(names) <= _FEW:
         hint += f" Known: {', '.join(names)}."
     return InputError(f"unknown {kind} {name!r}: {hint}")
+
+
+def require_rate(field: str, rate: float) -> None:
+    """InputError unless `rate` is from 0 to below 1."""
+    if not 0 <= rate < 1:
+        raise InputError(f"{field}={rate} is no rate: use 0 or more, and below 1.")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxattn.attention.graft import Graft
-from flaxattn.inspect.cost import Cost, cost
+from flaxattn.inspect.cost import Cost, cost, macs
 from flaxattn.inspect.table import aligned, mmacs
 from flaxattn.weights import abstract_variables
 
@@ -41,7 +41,7 @@ def placed(model: nn.Module, input_shape: tuple[int, ...]) -> list[Placed]:
     A layer inside of another one is part of that one. One that several blocks share is listed once
     for each of them, with its parameters the first time.
     """
-    calls: list[tuple[nn.Module, tuple[str, ...], Any, Any]] = []
+    calls: list[tuple[nn.Module, tuple[str, ...], Callable[..., Any], list[Any], Any]] = []
     inside: list[nn.Module] = []
 
     def watch(call: Callable[..., Any], arguments: Any, fields: Any, context: Any) -> Any:
@@ -53,7 +53,17 @@ def placed(model: nn.Module, input_shape: tuple[int, ...]) -> list[Placed]:
         answer = call(*arguments, **fields)
         inside.pop()
         y = answer[0] if isinstance(answer, tuple) else answer
-        calls.append((module.clone(parent=None, name=None), module.path, arguments[0], y))
+        alone = module.clone(parent=None, name=None)
+        leaves, tree = jax.tree.flatten((arguments, fields))
+        arrays = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves if _is_array(a)]
+
+        def again(variables: Any, *arrays: Any) -> Any:
+            left = iter(arrays)
+            own = [next(left) if _is_array(leaf) else leaf for leaf in leaves]
+            arguments, fields = jax.tree.unflatten(tree, own)
+            return alone.apply(variables, *arguments, method=context.method_name, **fields)
+
+        calls.append((alone, module.path, again, arrays, y))
         return answer
 
     x = jax.ShapeDtypeStruct(input_shape, jnp.float32)
@@ -62,15 +72,27 @@ def placed(model: nn.Module, input_shape: tuple[int, ...]) -> list[Placed]:
         jax.eval_shape(model.apply, variables, x)
 
     found, seen = [], set()
-    for module, path, x, y in calls:
-        alone = cost(module, x.shape)
-        if path in seen:
-            alone = alone._replace(parameters=0)
+    for module, path, again, arrays, y in calls:
+        own = {name: _below(collection, path) for name, collection in variables.items()}
+        parameters = sum(math.prod(p.shape) for p in jax.tree.leaves(own.get("params", {})))
+        alone = Cost(0 if path in seen else parameters, macs(again, own, *arrays))
         seen.add(path)
+        x = arrays[0]
         layer = module.layer if isinstance(module, Graft) else module
         size = (math.prod(x.shape) + math.prod(y.shape)) * jnp.dtype(x.dtype).itemsize
         found.append(Placed("/".join(path), type(layer).__name__, layer.role, x.shape, alone, size))
     return found
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array)
+
+
+def _below(collection: Any, path: tuple[str, ...]) -> Any:
+    """The part of a collection that belongs to the module at `path`."""
+    for name in path:
+        collection = collection.get(name, {})
+    return collection
 
 
 def describe_network(name: str, model: nn.Module, input_shape: tuple[int, ...]) -> str:
@@ -93,11 +115,11 @@ def describe_network(name: str, model: nn.Module, input_shape: tuple[int, ...]) 
             )
         )
     parameters = sum(layer.cost.parameters for layer in layers)
-    macs = sum(layer.cost.macs for layer in layers)
+    products = sum(layer.cost.macs for layer in layers)
     height, width = input_shape[1:3]
     summary = (
         f"{name} at {height}x{width}: {whole.parameters:,} parameters, {mmacs(whole.macs)} MMACs; "
         f"attention has {parameters:,} ({parameters / whole.parameters:.2%}) of the parameters and "
-        f"{mmacs(macs)} ({macs / whole.macs:.2%}) of the MMACs."
+        f"{mmacs(products)} ({products / whole.macs:.2%}) of the MMACs."
     )
     return "\n".join([*(aligned(lines, right=(4, 5, 6, 7)) if layers else []), "", summary]).strip()

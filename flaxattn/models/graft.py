@@ -53,19 +53,22 @@ def graft(
     are not the model's, for no layer at all, for a layer that cannot answer as the convolution in
     its place, and what `place` refuses.
     """
-    wanted = {"attention": attention, "conv": conv, "context": context}
-    fields = {slot: _grafted(slot, value) for slot, value in wanted.items() if value is not None}
-    if not fields:
+    given = {"attention": attention, "conv": conv, "context": context}
+    given = {slot: value for slot, value in given.items() if value is not None}
+    if not given:
         raise InputError("nothing to graft: pass attention=..., conv=... or context=... .")
-    for slot in fields:
+    for slot in given:
         if slot not in {field.name for field in dataclasses.fields(model)}:
             raise InputError(f"{type(model).__name__} has no {slot} slot: use another one.")
-        if getattr(model, slot) is not None:
+        if getattr(model, slot) not in (None, False):
             raise InputError(
                 f"the {slot} slot of this {type(model).__name__} is taken: use another one, or a "
                 f"model without {slot}."
             )
-    grown = model.clone(**fields)
+    placed = model.clone(**given)  # which knows where layers usually stand in this network
+    grown = placed.clone(
+        **{slot: dataclasses.replace(getattr(placed, slot), graft=slot != "conv") for slot in given}
+    )
     images = jax.ShapeDtypeStruct(tuple(input_shape), at_least_float32(model.param_dtype))
     key = jax.random.key(seed)
     own = flatten_dict(dict(variables))
@@ -74,7 +77,7 @@ def graft(
     kept = {path: leaf for path, leaf in own.items() if path in expected}
     left = {path: leaf for path, leaf in own.items() if path not in expected}
     if conv is not None:
-        kept |= _inherited(_as_convolution(grown.conv), left, expected)
+        kept |= _inherited(_as_convolution(model, grown.conv), left, expected)
     elif left:
         raise InputError(f"{len(left)} of the variables are in the way: {_listed(left)}.")
 
@@ -86,27 +89,20 @@ def graft(
     return grown, unflatten_dict(kept | new(key))
 
 
-def _grafted(slot: str, value: Any) -> Any:
-    """The same value for a slot, as a graft."""
-    if slot == "conv":
-        return value
-    if isinstance(value, str):
-        return {"name": value, "graft": True}
-    if hasattr(value, "keys"):
-        return {**value, "graft": True}
-    if isinstance(value, Placement):
-        return dataclasses.replace(value, graft=True)
-    return Placement(value, blocks="last" if slot == "context" else "all", graft=True)
-
-
-def _as_convolution(placement: Placement) -> AsConvolution:
+def _as_convolution(model: nn.Module, placement: Placement) -> AsConvolution:
     layer = placement.factory(features=1, parent=None)
     if not hasattr(layer, "as_convolution"):
         raise InputError(
             f"{type(layer).__name__} has no form that answers as a convolution: make it part of a "
             f"network that is trained from the start."
         )
-    return layer.as_convolution
+    form = layer.as_convolution
+    if form.norms and layer.norm(parent=None) != model.norm(parent=None):
+        raise InputError(
+            f"{type(layer).__name__} ends in another normalisation than the network has: give it "
+            f"the same, conv=dict(..., norm=model.norm)."
+        )
+    return form
 
 
 def _inherited(
@@ -124,11 +120,6 @@ def _inherited(
         norm = _below(left, *block, conv.replace("conv", "bn"))
         for inner in form.norms:
             home = (*layer, *inner.split("."))
-            if norm.keys() != _below(expected, *home).keys():
-                raise InputError(
-                    f"{'/'.join(home)} is no normalisation such as the network's: give the layer "
-                    f"that one as its norm."
-                )
             found |= {(first, *home, last): leaf for (first, last), leaf in norm.items()}
         for inner in form.zeros:
             start = ("params", *layer, *inner.split("."))

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from flaxattn.attention import GlobalContext, SqueezeExcite
 from flaxattn.attention.bottleneck import make_divisible
 from flaxattn.conv import Conv
-from flaxattn.errors import InputError, unknown
+from flaxattn.errors import InputError, require_rate, unknown
 from flaxattn.models.block_spec import BlockSpec, Stages, expand, row
 from flaxattn.models.head import GLOBAL_POOLS, Classifier
 from flaxattn.models.inverted_residual import BLOCKS, fan_out_of, pad_same
@@ -357,6 +357,4 @@ class InvertedResidualNet(nn.Module):
             if value < least:
                 raise InputError(f"{field}={value} is below {least}: use {least} or more.")
         for field in ("dropout", "drop_path"):
-            rate = getattr(self, field)
-            if not 0 <= rate < 1:
-                raise InputError(f"{field}={rate} is no rate: use 0 or more, and below 1.")
+            require_rate(field, getattr(self, field))

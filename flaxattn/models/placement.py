@@ -118,9 +118,9 @@ def place(
 
     Args:
         slot: "attention", "conv" or "context".
-        value: None; a mechanism's name; a mapping with that `name`, its `variant`, the `stages`,
-            `blocks`, `after`, `position`, `share` and `graft` of a `Placement`, and the layer's own
-            fields; a layer factory; or a `Placement`.
+        value: None or False, for nothing; a mechanism's name; a mapping with that `name`, its
+            `variant`, the `stages`, `blocks`, `after`, `position`, `share` and `graft` of a
+            `Placement`, and the layer's own fields; a layer factory; or a `Placement`.
         stage_sizes: the number of blocks in each stage.
         positions: that the backbone has for attention, the usual one first.
         gated: whether the architecture has attention of its own in some blocks.
@@ -137,7 +137,7 @@ def place(
     whose layers change their maps, and with a layer that carries a state, except at position "out";
     and `graft` with either of these, or in the place of the architecture's own attention.
     """
-    if value is None:
+    if value is None or value is False:
         return None
     usual_blocks = "gated" if slot == "attention" and gated else _BLOCKS[slot]
     if isinstance(value, str):
@@ -366,6 +366,6 @@ def _require_graftable(slot: str, placement: Placement, gated: bool) -> None:
         )
     if slot == "attention" and gated:
         raise InputError(
-            "graft=True in the attention slot of a network that has attention of its own there: "
-            "its weights would be lost; use context=... ."
+            "graft=True in the attention slot of an architecture that has attention of its own "
+            "there: its weights would be lost; use context=... ."
         )

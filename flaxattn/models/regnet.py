@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from flaxattn.attention import SqueezeExcite
 from flaxattn.attention.bottleneck import make_divisible
 from flaxattn.conv import Conv, Initializer, kaiming_fan_out
-from flaxattn.errors import InputError, unknown
+from flaxattn.errors import InputError, require_rate, unknown
 from flaxattn.models.head import GLOBAL_POOLS, Classifier
 from flaxattn.models.placement import LayerFactory, Placement, namings, place
 from flaxattn.models.residual_block import Bottleneck
@@ -74,8 +74,8 @@ class RegNet(nn.Module):
             (x, train).
 
     Raises InputError when constructed with numbers that make no four stages, an unknown pool,
-    negative `num_classes`, or a slot `place` refuses, `share` included, for a stage's first
-    block has other channels inside.
+    negative `num_classes` or `se`, rates outside [0, 1), or a slot `place` refuses, `share`
+    included, for a stage's first block has other channels inside.
     """
 
     depth: int
@@ -103,8 +103,11 @@ class RegNet(nn.Module):
     def __post_init__(self) -> None:
         if self.global_pool not in GLOBAL_POOLS:
             raise unknown("global_pool", self.global_pool, GLOBAL_POOLS)
-        if self.num_classes < 0:
-            raise InputError(f"num_classes={self.num_classes} is below 0: use 0 or more.")
+        for field in ("num_classes", "se"):
+            if getattr(self, field) < 0:
+                raise InputError(f"{field}={getattr(self, field)} is below 0: use 0 or more.")
+        for field in ("dropout", "drop_path"):
+            require_rate(field, getattr(self, field))
         for field in ("depth", "initial_width", "group_size", "stem_width"):
             if getattr(self, field) < 1:
                 raise InputError(f"{field}={getattr(self, field)} is below one: use 1 or more.")

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention import SelectiveKernel
 from flaxattn.conv import Conv, Initializer, kaiming_fan_out, torch_default
-from flaxattn.errors import InputError, unknown
+from flaxattn.errors import InputError, require_rate, unknown
 from flaxattn.models.downsampling import DOWNSAMPLING
 from flaxattn.models.head import GLOBAL_POOLS, Classifier
 from flaxattn.models.placement import LayerFactory, Placement, namings, place
@@ -148,9 +148,7 @@ class ResNet(nn.Module):
         for field, least in _LEAST.items():
             self._require_at_least(field, getattr(self, field), least)
         for field in ("dropout", "drop_path"):
-            rate = getattr(self, field)
-            if not 0 <= rate < 1:
-                raise InputError(f"{field}={rate} is no rate: use a number from 0 to below 1.")
+            require_rate(field, getattr(self, field))
         for width in self.widths:
             self._require_at_least("width", width, 1)
         if self.stem_width is not None:

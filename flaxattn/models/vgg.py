@@ -10,11 +10,10 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.pooling import average_pool
 from flaxattn.attention.shared_attention import apply_next
 from flaxattn.conv import Conv, Initializer, kaiming_fan_out
-from flaxattn.errors import InputError, unknown
-from flaxattn.models.head import Classifier
+from flaxattn.errors import InputError, require_rate, unknown
+from flaxattn.models.head import GLOBAL_POOLS, Classifier
 from flaxattn.models.placement import LayerFactory, Placement, conv_name, place, same_shape
 from flaxattn.norm import BatchNorm
 from flaxattn.resize import adaptive_average_pool
@@ -40,8 +39,10 @@ class VGG(nn.Module):
         num_classes: width of fc8; 0 leaves it out.
         head: what maps of other than 7x7 positions come to (images of 224 pixels give 7x7).
             "fixed": average bins make them 7x7, as in torchvision. "sliding": the fully connected
-            layers are convolutions and their answers are averaged, as in timm; a side below 7 is
+            layers are convolutions and their answers are pooled, as in timm; a side below 7 is
             first made 7 by average bins.
+        global_pool: of fc7's answers: "avg", "max", "avgmax", their mean, or "catavgmax", one after
+            the other.
         width: channels of the first stage; they double up to eightfold.
         hidden_features: of fc6 and fc7.
         dropout: of fc6's and fc7's answers, in train mode; needs an rng "dropout".
@@ -64,15 +65,16 @@ class VGG(nn.Module):
     The naming "articles" is that of a torchvision Sequential into which the layers were inserted:
     there an attention layer counts, and moves the indices of all that follows it.
 
-    Raises InputError when constructed without five stages, with unknown heads, widths below one,
-    negative `num_classes`, a dropout outside [0, 1) and a slot `place` refuses; and when called,
-    for images below 32 pixels and for a layer that changes the shape of its map.
+    Raises InputError when constructed without five stages, with unknown heads or pools, widths
+    below one, negative `num_classes`, a dropout outside [0, 1) and a slot `place` refuses; and when
+    called, for images below 32 pixels and for a layer that changes the shape of its map.
     """
 
     stage_sizes: tuple[int, ...]
     batch_norm: bool = False
     num_classes: int = 1000
     head: str = "fixed"
+    global_pool: str = "avg"
     width: int = 64
     hidden_features: int = 4096
     dropout: float = 0.5
@@ -97,8 +99,9 @@ class VGG(nn.Module):
             value = getattr(self, field)
             if value < least:
                 raise InputError(f"{field}={value} is below {least}: use {least} or more.")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout={self.dropout} is no rate: use 0 or more, and below 1.")
+        require_rate("dropout", self.dropout)
+        if self.global_pool not in GLOBAL_POOLS:
+            raise unknown("global_pool", self.global_pool, GLOBAL_POOLS)
         self.attention = place(
             "attention", self.attention, self.stage_sizes, positions=("out",), named=True
         )
@@ -162,7 +165,7 @@ class VGG(nn.Module):
         if size != x.shape[1:3]:
             x = adaptive_average_pool(x, size)
         x = self.drop(jax.nn.relu(self.fc6(x)), deterministic=not train)
-        x = average_pool(jax.nn.relu(self.fc7(x)))
+        x = GLOBAL_POOLS[self.global_pool](jax.nn.relu(self.fc7(x)))
         if not self.num_classes:
             return x
         return self.fc8(self.drop(x, deterministic=not train))

@@ -1,9 +1,11 @@
+import jax
 import jax.numpy as jnp
 import pytest
 
 from flaxattn import create_model
 from flaxattn.__main__ import main
 from flaxattn.inspect.network import describe_network, placed
+from flaxattn.weights import abstract_variables
 
 SHAPE = (1, 64, 64, 3)
 
@@ -32,6 +34,18 @@ def test_a_shared_layers_parameters_count_once():
     first, second = placed(model, SHAPE)
     assert first.path == second.path == "layer4_se"
     assert first.cost.parameters > second.cost.parameters == 0
+
+
+def test_layers_cost_what_they_cost_as_they_are_called():
+    """Here a block computes the weights of its convolutions' experts once for all three."""
+    model = create_model("efficientnet_cc_b0_4e")
+    params = abstract_variables(model, SHAPE)["params"]
+    layers = {layer.path: layer.cost for layer in placed(model, SHAPE)}
+    assert (
+        layers["blocks_4_0/conv_dw"].parameters == params["blocks_4_0"]["conv_dw"]["kernels"].size
+    )
+    whole = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert sum(c.parameters for c in layers.values()) < whole
 
 
 def test_a_network_without_any():

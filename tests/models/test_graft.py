@@ -15,7 +15,8 @@ from flaxattn.attention import ATTENTION, SqueezeExcite
 from flaxattn.attention.graft import Graft
 from flaxattn.errors import InputError
 from flaxattn.models import Placement
-from flaxattn.norm import BatchlessGroupNorm
+from flaxattn.norm import BatchlessGroupNorm, BatchNorm
+from tests.models.networks import shapes_of
 
 MECHANISMS = [
     name
@@ -231,12 +232,34 @@ def test_what_cannot_be_grafted(arguments, sentence):
         graft(model, variables, **arguments, input_shape=(1, 8, 8, 3))
 
 
-def test_a_layer_with_another_normalisation_than_the_networks():
-    model = create_model("resnet18", **SMALL, norm=BatchlessGroupNorm)
+@pytest.mark.parametrize(
+    "norm", [BatchlessGroupNorm, functools.partial(BatchNorm, epsilon=1e-2)], ids=["group", "batch"]
+)
+def test_a_layer_with_another_normalisation_than_the_networks(norm):
+    model = create_model("resnet18", **SMALL, norm=norm)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
     placement = {"name": "sk", "groups": 1, "dilated": False}
-    with pytest.raises(InputError, match="layer1_0/conv1/paths_0/bn is no normalisation such as"):
+    with pytest.raises(InputError, match="SelectiveKernel ends in another normalisation than the"):
         graft(model, variables, conv=placement, input_shape=(1, 8, 8, 3))
+
+
+def test_a_layer_with_the_networks_own_normalisation():
+    norm = functools.partial(BatchNorm, epsilon=1e-2)
+    model = create_model("resnet18", num_classes=3, **SMALL, norm=norm)
+    placement = {"name": "sk", "groups": 1, "dilated": False, "norm": norm}
+    check((model, *trained(model, 8)), "conv", placement, steps=1)
+
+
+@pytest.mark.parametrize("network", ["resnet18", "mobilenetv2_035"])
+def test_a_class_goes_where_its_name_goes(network):
+    model = create_model(network, num_classes=3)
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes_of(model))
+    by_name, by_class = (
+        graft(model, variables, attention=attention, input_shape=(1, 32, 32, 3))[0].attention
+        for attention in ("se", SqueezeExcite)
+    )
+    assert by_class.position == by_name.position
+    assert (by_class.stages, by_class.blocks) == (by_name.stages, by_name.blocks)
 
 
 def test_variables_of_another_model_and_a_taken_slot():

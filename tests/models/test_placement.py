@@ -544,5 +544,7 @@ def test_role_counts_for_user_layers_too():
         place("attention", Unfinished, SIZES)
 
 
-def test_nothing_is_placed_for_none():
+def test_nothing_is_placed_for_none_and_false():
     assert place("attention", None, SIZES) is None
+    assert place("attention", False, SIZES) is None
+    assert create_model("seresnet18", attention=False).attention is None

@@ -103,6 +103,9 @@ def test_features_have_the_stated_channels_and_strides():
         ({"depth": 0}, "depth=0 is below one"),
         ({"width_step": 1.0}, "use a step above 1"),
         ({"global_pool": "mean"}, "unknown global_pool 'mean'"),
+        ({"se": -1.0}, "se=-1.0 is below 0"),
+        ({"dropout": 1.5}, "dropout=1.5 is no rate"),
+        ({"drop_path": -2}, "drop_path=-2 is no rate"),
         ({"num_classes": -1}, "num_classes=-1 is below 0"),
         (
             {"attention": {"name": "eca", "share": True}},

@@ -397,7 +397,7 @@ def test_group_norm_computes_wide_and_answers_narrow():
         ({"width": (8, 0)}, "width=0 is below 1"),
         ({"groups": 0}, "groups=0 is below 1"),
         ({"first_reduction": 0}, "first_reduction=0 is below 1"),
-        ({"dropout": 1.0}, "dropout=1.0 is no rate: use a number from 0 to below 1"),
+        ({"dropout": 1.0}, "dropout=1.0 is no rate: use 0 or more, and below 1"),
         ({"drop_path": -0.1}, "drop_path=-0.1 is no rate"),
         ({"stem": "deap"}, "unknown stem 'deap': did you mean deep"),
         ({"stem_width": 0}, "stem_width=0 is below 1"),
