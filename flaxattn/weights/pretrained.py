@@ -72,7 +72,7 @@ def load_pretrained(
     input_shape: Sequence[int],
     *,
     naming: str | Table | None = None,
-    allow_new: Iterable[str] = (),
+    allow_new: str | Iterable[str] = (),
     grey: bool = False,
     seed: int = 0,
 ) -> Pretrained:
@@ -86,19 +86,22 @@ def load_pretrained(
 
     Args:
         module, source, input_shape, naming: as of `load`.
-        allow_new: what may be newly initialised where the checkpoint does not have it. "head": the
-            last layer, `module.head_name` ("fc" if it has none), where its shape is another;
-            the checkpoint's is left out, also if the module has none. "attention": attention layers
-            (those that recalibrate or bring in context) of which the checkpoint has nothing.
+        allow_new: what may be newly initialised where the checkpoint does not have it, one name or
+            several. "head": the last layer, `module.head_name` ("fc" if it has none), where its
+            shape is another; the checkpoint's is left out, also if the module has none.
+            "attention": attention layers (those that recalibrate or bring in context) of which the
+            checkpoint has nothing.
         grey: whether to sum the first kernel over its input channels, for images with one, as timm
             does for in_chans=1: a grey image gives what it gave as three equal channels.
         seed: of the new layers, which get what `module.init(jax.random.key(seed), ...)` gives them.
 
     Raises InputError as `load` does, for anything else that is missing, unexpected or misshapen.
     """
-    allowed = set(allow_new)
+    allowed = {allow_new} if isinstance(allow_new, str) else set(allow_new)
     for name in sorted(allowed - {HEAD, ATTENTION}):
         raise unknown("part that may be new", name, (HEAD, ATTENTION))
+    if hasattr(type(module), "feature_channels") and len(input_shape) != 4:  # a network of images
+        raise InputError(f"{type(module).__name__} cannot have {_axes(input_shape)}.")
     if grey and input_shape[-1] != 1:
         raise InputError(f"grey=True is for images with one channel: {input_shape} has more.")
     tensors = unwrapped(source) if isinstance(source, Mapping) else read(source)
@@ -122,7 +125,8 @@ def load_pretrained(
     if problems:
         raise InputError(
             f"the weights do not fit {type(module).__name__}"
-            f"{_advice(module, found, layers, tensors, hint)}:\n  " + "\n  ".join(sorted(problems))
+            f"{_advice(module, input_shape, found, layers, tensors, hint)}:\n  "
+            + "\n  ".join(sorted(problems))
         )
     arrays = {path: array for path, array in found.filled.items() if path not in new}
     arrays |= _initialised(module, input_shape, new, seed)
@@ -140,6 +144,7 @@ class _Layers(NamedTuple):
     head: tuple[str, ...]
     attention: tuple[tuple[str, ...], ...]
     first_kernel: tuple[str, ...]  # of the first layer that is called, collection first
+    first_shape: tuple[int, ...]  # that kernel's
 
 
 def _structure(module: nn.Module, input_shape: Sequence[int]) -> tuple[dict[tuple, Any], _Layers]:
@@ -151,8 +156,15 @@ def _structure(module: nn.Module, input_shape: Sequence[int]) -> tuple[dict[tupl
             called.setdefault(context.module.path, getattr(context.module, "role", None))
         return method(*args, **kwargs)
 
-    with nn.intercept_methods(note):
-        targets = flatten_dict(abstract_variables(module, input_shape))
+    try:
+        with nn.intercept_methods(note):
+            targets = flatten_dict(abstract_variables(module, input_shape))
+    except Exception as error:
+        if len(input_shape) == 4:
+            raise
+        raise InputError(
+            f"{type(module).__name__} cannot have {_axes(input_shape)} ({error})."
+        ) from error
     attention: list[tuple[str, ...]] = []
     for path in sorted(path for path, role in called.items() if path and role in _ADDED):
         if not any(path[: len(outer)] == outer for outer in attention):
@@ -160,7 +172,14 @@ def _structure(module: nn.Module, input_shape: Sequence[int]) -> tuple[dict[tupl
     kernels = (("params", *path, "kernel") for path in called)
     first = next((path for path in kernels if path in targets), ())
     head = tuple(getattr(module, "head_name", "fc").split("/"))
-    return targets, _Layers(head, tuple(attention), first)
+    shape = targets[first].shape if first else ()
+    return targets, _Layers(head, tuple(attention), first, shape)
+
+
+def _axes(input_shape: Sequence[int]) -> str:
+    """What is likely wrong with a shape that is not (N, H, W, C), which only some layers take."""
+    axes = len(input_shape)
+    return f"input_shape={tuple(input_shape)} with {axes} axes: images have four, (N, H, W, C)"
 
 
 def _within(path: Sequence[str], layer: Sequence[str]) -> bool:
@@ -197,6 +216,14 @@ def _prefix(layer: Sequence[str], renames: Table | None) -> str:
     )
 
 
+def _is_rgb(found: Fit, layers: _Layers, tensors: Mapping[str, np.ndarray]) -> bool:
+    """Whether the file's first kernel is the module's, but for images of three channels."""
+    shape = layers.first_shape
+    spatial, channels, features = shape[:-2], shape[-2:-1], shape[-1:]
+    rgb = (*spatial, 3, *features) if found.naming == FLAX else (*features, 3, *spatial)
+    return channels == (1,) and np.shape(tensors.get(found.keys[layers.first_kernel], ())) == rgb
+
+
 def _summed(kernel: np.ndarray, axis: int) -> np.ndarray:
     """A kernel for the one channel that all its input channels, along `axis`, are equal to."""
     if np.ndim(kernel) < 2:
@@ -224,12 +251,15 @@ def _initialised(
 
 def _advice(
     module: nn.Module,
+    input_shape: Sequence[int],
     found: Fit,
     layers: _Layers,
     tensors: Mapping[str, np.ndarray],
     hint: str,
 ) -> str:
     """What to do about it, as far as that can be told."""
+    if len(input_shape) != 4:
+        return f" for {_axes(input_shape)}"
     prefix = _prefix(layers.head, found.renames)
     others = [path for path in found.wrong if not _within(path, layers.head)]
     unexpected = [key for key in found.unexpected if not key.startswith(prefix)]
@@ -240,7 +270,7 @@ def _advice(
             f"; only the head differs, so make the module with the checkpoint's own{classes}, or "
             f"have a new one by load_pretrained(..., allow_new=('head',))"
         )
-    if others == [layers.first_kernel] and layers.first_kernel in found.misshapen:
+    if others == [layers.first_kernel] and not unexpected and _is_rgb(found, layers, tensors):
         return (
             "; only its first kernel does not, which load_pretrained(..., grey=True) sums over the "
             "input channels for images with one"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from flax import linen as nn
 
-from flaxattn import Conv, InputError, create_model, weights
+from flaxattn import Conv, InputError, create_attention, create_model, weights
 from flaxattn.weights import architecture, load_pretrained
 from tests.torch_reference.torchvision_shim import timm
 
@@ -188,6 +188,42 @@ def test_grey_images_need_leave():
         weights.load(tiny(), STATE, (1, 32, 32, 1))
     with pytest.raises(InputError, match=r"grey=True is for images with one channel"):
         load_pretrained(tiny(), STATE, SHAPE, grey=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "naming", "shape"),
+    [
+        ("eca", {"conv.weight": (1, 1, 3)}, "official", (1, 4, 4, 256)),
+        ("spatial", {"conv.weight": (1, 2, 3, 3)}, None, (1, 8, 8, 4)),
+    ],
+)
+def test_a_kernel_of_another_size_is_not_of_grey_images(name, state, naming, shape):
+    state = {key: np.ones(size, np.float32) for key, size in state.items()}
+    with pytest.raises(InputError, match="misshapen") as error:
+        weights.load(create_attention(name), state, shape, naming)
+    assert "grey" not in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(224, 224, 3), (1, 3, 32, 32, 3)])
+def test_a_network_of_images_wants_four_axes(shape):
+    with pytest.raises(InputError, match=r"images have four, \(N, H, W, C\)\.$") as error:
+        weights.load(tiny(), STATE, shape)
+    assert f"ResNet cannot have input_shape={shape} with {len(shape)} axes" in str(error.value)
+
+
+def test_a_layer_may_take_other_axes():
+    layer = create_attention("non_local")
+    for shape in ((1, 16, 8), (1, 2, 4, 4, 8)):
+        state = state_of(layer, shape)
+        weights.load(layer, state, shape)
+        with pytest.raises(InputError, match=r"images have four, \(N, H, W, C\):\n  missing"):
+            weights.load(layer, {}, shape)
+    with pytest.raises(InputError, match=r"SqueezeExcite cannot have input_shape=\(8, 8, 32\)"):
+        weights.load(create_attention("se"), {}, (8, 8, 32))
+
+
+def test_one_part_that_may_be_new_is_a_name():
+    assert load_pretrained(tiny(num_classes=7), STATE, SHAPE, allow_new="head").fresh == ("fc",)
 
 
 def test_an_unknown_part():
