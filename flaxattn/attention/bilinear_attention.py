@@ -163,8 +163,9 @@ class _Transform(nn.Module):
         wide = at_least_float32(u.dtype)
         guide = _ConvNormReLU(groups, name="conv1", **self.layer)(u, train)
         by_row = maximum(guide.reshape(batch, size, -1, groups), 2)
-        columns = maximum(guide, 1).reshape(batch, size, width // size, groups)
-        by_column = maximum(columns, 2).swapaxes(1, 2)
+        # Within the rows first: a shared maximum's gradient goes to the first, row by row.
+        within_rows = maximum(guide.reshape(batch, height, size, -1, groups), 3)
+        by_column = maximum(within_rows, 1).reshape(batch, 1, size, groups)
 
         def weights(maxima: Array, name: str, axis: int) -> Array:
             conv = Conv(

@@ -75,7 +75,7 @@ class NonLocal(nn.Module):
             norm(dtype=..., param_dtype=..., name="bn")(y, train). Its scale should start at zero.
 
     Deviations: biases start at zero, where torch draws them from U(-1/sqrt(fan_in),
-    1/sqrt(fan_in)). A maximum shared by several positions shares its gradient between them.
+    1/sqrt(fan_in)).
 
     Raises InputError for unknown modes, sub-samplings and scales, for maps of none or more than
     three spatial axes, for maps that sub-sampling leaves empty, where `reduction` leaves no channel
@@ -255,9 +255,13 @@ class NonLocal(nn.Module):
 
 
 def max_pool_by_two(maps: Array) -> Array:
-    """Maxima of the pairs along the only, or of the squares along the last two, spatial axes."""
-    axes = range(max(1, maps.ndim - 3), maps.ndim - 1)
-    for axis in axes:
+    """Maxima of the pairs along the only, or of the squares along the last two, spatial axes.
+
+    Where several positions hold one its gradient goes to the first, row by row, as in torch's
+    max pooling.
+    """
+    # The last axis first: the other way round the first would be sought column by column.
+    for axis in reversed(range(max(1, maps.ndim - 3), maps.ndim - 1)):
         size = maps.shape[axis]
         if size < 2:
             raise InputError(

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from flaxattn.attention.bottleneck import reduced_features
-from flaxattn.attention.non_local import MODES, NonLocal, zero_batch_norm
+from flaxattn.attention.non_local import MODES, NonLocal, max_pool_by_two, zero_batch_norm
 from flaxattn.errors import InputError
 from tests.attention import contract, parity
 from tests.attention.parity import FEATURES, Case
@@ -142,6 +143,25 @@ def test_pooling_before_and_after_the_convolutions_differs():
     variables = jax.tree.map(lambda p: -p, drawn(before, x))  # a maximum becomes a minimum
     variables["batch_stats"] = jax.tree.map(abs, variables["batch_stats"])
     assert abs(before.apply(variables, x) - after.apply(variables, x)).max() > 0.01
+
+
+@pytest.mark.parametrize("shape", [(9,), (7, 8), (3, 4, 5)])
+def test_a_shared_maximum_s_gradient_goes_where_torch_sends_it(shape):
+    """Of few different numbers, most squares hold their maximum twice: [[1, 3], [3, 2]]."""
+    x = np.random.default_rng(0).integers(0, 3, size=(2, *shape, 3)).astype(np.float32)
+    pool = {
+        1: torch.nn.MaxPool1d(2),
+        2: torch.nn.MaxPool2d(2),
+        3: torch.nn.MaxPool3d((1, 2, 2)),
+    }[len(shape)]
+    theirs = torch.tensor(parity.to_channels_first(x), requires_grad=True)
+    answer = pool(theirs)
+    cotangent = np.random.default_rng(1).normal(size=answer.shape).astype(np.float32)
+    answer.backward(torch.tensor(cotangent))
+    ours, pullback = jax.vjp(max_pool_by_two, x)
+    np.testing.assert_array_equal(ours, parity.to_channels_last(answer.detach().numpy()))
+    (moved,) = pullback(parity.to_channels_last(cotangent))
+    np.testing.assert_array_equal(moved, parity.to_channels_last(theirs.grad.numpy()))
 
 
 @pytest.mark.parametrize("sub_sample", ["before", "after"])
