@@ -1,7 +1,8 @@
 """The one convolution of the library: padding as in torch, parameters as in flax.linen.Conv."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -37,7 +38,8 @@ class Conv(nn.Module):
     lax.Precision.HIGHEST keeps all of float32.
 
     Raises InputError for an even kernel without explicit padding (no symmetric padding keeps the
-    size), for channels that the groups do not divide, and for sizes, steps and counts below one.
+    size), for channels that the groups do not divide, for a kernel larger than the padded map, and
+    for sizes, steps and counts that are no integers, below one, or not as many as the axes.
     """
 
     features: int
@@ -55,19 +57,19 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        spatial = x.ndim - 2
-        for field in ("features", "kernel_size", "strides", "dilation", "groups"):
-            value = getattr(self, field)
-            if min(_per_axis(value, spatial)) < 1:
-                raise InputError(f"{field}={value} is below one: use 1 or more.")
-        kernel_size = _per_axis(self.kernel_size, spatial)
-        dilation = _per_axis(self.dilation, spatial)
+        axes = x.ndim - 2
+        _require_integers(self, "features", 1, least=1)
+        _require_integers(self, "groups", 1, least=1)
+        kernel_size = _require_integers(self, "kernel_size", axes, least=1)
+        strides = _require_integers(self, "strides", axes, least=1)
+        dilation = _require_integers(self, "dilation", axes, least=1)
         if self.padding is not None:
-            padding = _per_axis(self.padding, spatial)
+            padding = _require_integers(self, "padding", axes, least=0)
         else:
             for size in kernel_size:
                 require_odd(size)
             padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel_size, dilation, strict=True))
+        _require_fit(x.shape[1:-1], kernel_size, padding, dilation)
         require_groups(self.groups, x.shape[-1], self.features)
         kernel_shape = (*kernel_size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, kernel_shape, self.param_dtype)
@@ -77,7 +79,7 @@ class Conv(nn.Module):
             else None
         )
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        geometry = Geometry(_per_axis(self.strides, spatial), padding, dilation, self.groups)
+        geometry = Geometry(strides, padding, dilation, self.groups)
         y = convolve(x, kernel, geometry, precision=self.precision)
         return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
@@ -110,6 +112,21 @@ def require_groups(groups: int, channels: int, features: int) -> None:
         )
 
 
+def _require_fit(
+    sizes: Sequence[int],
+    kernel_size: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> None:
+    """InputError if the kernel is larger than the padded map."""
+    for size, k, p, d in zip(sizes, kernel_size, padding, dilation, strict=True):
+        if size + 2 * p <= d * (k - 1):
+            raise InputError(
+                f"kernel_size={k} with dilation={d} covers {d * (k - 1) + 1} positions of an axis "
+                f"of {size}, {size + 2 * p} with padding={p}: use a larger map or more padding."
+            )
+
+
 def require_odd(kernel_size: int, field: str = "kernel_size") -> int:
     """`kernel_size` itself, or InputError, by the name of `field`, if it is even or below one."""
     if kernel_size < 1 or kernel_size % 2 == 0:
@@ -121,5 +138,14 @@ def require_odd(kernel_size: int, field: str = "kernel_size") -> int:
     return kernel_size
 
 
-def _per_axis(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
-    return (value,) * axes if isinstance(value, int) else tuple(value)
+def _require_integers(layer: nn.Module, field: str, axes: int, *, least: int) -> tuple[int, ...]:
+    """A field of `layer` for each axis, or InputError unless it is made of such integers."""
+    value = getattr(layer, field)
+    values = tuple(value) if isinstance(value, Iterable) and axes > 1 else (value,) * axes
+    if len(values) != axes or not all(isinstance(v, Integral) for v in values):
+        several = f", or {axes} of them, one for each axis of the map" if axes > 1 else ""
+        raise InputError(f"{field}={value!r} is no integer: use one{several}.")
+    if min(values) < least:
+        word = "one" if least else "zero"
+        raise InputError(f"{field}={value} is below {word}: use {least} or more.")
+    return tuple(int(v) for v in values)

@@ -87,6 +87,35 @@ def test_nothing_is_below_one(fields):
         conv.init(jax.random.key(0), jnp.ones((1, 8, 8, 4)))
 
 
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"padding": -1}, "padding=-1 is below zero: use 0 or more"),
+        ({"features": "4"}, "features='4' is no integer: use one."),
+        ({"strides": 1.5}, "strides=1.5 is no integer: use one, or 2 of them"),
+        ({"kernel_size": (3,)}, r"kernel_size=\(3,\) is no integer: use one, or 2 of them"),
+        ({"padding": 0, "groups": 4}, "kernel_size=3 with dilation=1 covers 3 positions of an "),
+        ({"kernel_size": 5, "padding": 1}, "of an axis of 2, 4 with padding=1: use a larger map"),
+        ({"dilation": 2, "padding": 1}, "kernel_size=3 with dilation=2 covers 5 positions"),
+    ],
+    ids=str,
+)
+def test_what_is_no_convolution(fields, sentence):
+    conv = Conv(**{"features": 4, "kernel_size": 3, **fields})
+    with pytest.raises(InputError, match=sentence):
+        conv.init(jax.random.key(0), jnp.ones((1, 2, 6, 4)))
+
+
+def test_numbers_of_numpy_count_as_integers():
+    conv = Conv(np.int64(4), (np.int32(3), 3), groups=np.int64(2))
+    assert conv.init(jax.random.key(0), jnp.ones((1, 2, 6, 4)))["params"]["kernel"].shape == (
+        3,
+        3,
+        2,
+        4,
+    )
+
+
 def test_precision_reaches_the_convolution():
     x = jnp.ones((1, 8, 8, 4))
     for precision, written in ((None, "DEFAULT"), (jax.lax.Precision.HIGHEST, "HIGHEST")):

@@ -38,7 +38,7 @@ def test_names_shapes_and_counts_are_the_references(name):
     check_names(model, shapes_of(model), found)
 
 
-def small(naming, batch_norm):
+def small(naming, batch_norm, pool="avg"):
     """A small network and its reference."""
     if naming == "torchvision":
         layers = torchvision.models.vgg.make_layers(WORDS, batch_norm=batch_norm)
@@ -48,14 +48,16 @@ def small(naming, batch_norm):
         reference.classifier[6] = torch.nn.Linear(24, 5)
     else:
         norm = torch.nn.BatchNorm2d if batch_norm else None
-        reference = timm.models.vgg.VGG(WORDS, num_classes=5, mlp_ratio=24 / 4096, norm_layer=norm)
+        fields = {"mlp_ratio": 24 / 4096, "norm_layer": norm, "global_pool": pool}
+        reference = timm.models.vgg.VGG(WORDS, num_classes=5, **fields)
         reference.pre_logits.fc2 = torch.nn.Conv2d(24, 24, 1)
-        reference.head.fc = torch.nn.Linear(24, 5)
+        reference.head.fc = torch.nn.Linear(48 if pool == "catavgmax" else 24, 5)
     model = VGG(
         SIZES["small"],
         batch_norm,
         num_classes=5,
         head=HEADS[naming],
+        global_pool=pool,
         width=8,
         hidden_features=24,
         dropout=0.0,
@@ -76,6 +78,13 @@ def test_small_networks_are_the_references(naming, batch_norm, size, dtype, reco
     model, reference = small(naming, batch_norm)
     name = f"small vgg, {naming}'s head"
     check(record_property, name, model, reference, size=size, dtype=dtype, naming=naming)
+
+
+@pytest.mark.parametrize("pool", ["max", "avgmax", "catavgmax"])
+def test_global_pools_are_timms(pool, record_property):
+    model, reference = small("timm", False, pool)
+    name = f"small vgg, {pool}"
+    check(record_property, name, model, reference, size=(257, 290), dtype="float64", naming="timm")
 
 
 @pytest.mark.slow
@@ -265,6 +274,7 @@ def test_the_articles_vgg16_loads(after, index, record_property):
         ({"attention": create_attention("se")}, "one layer whose weights all blocks would share"),
         ({"stage_sizes": (1, 1)}, "use five numbers of convolutions"),
         ({"head": "linear"}, "unknown head 'linear'.*fixed, sliding"),
+        ({"global_pool": "mean"}, "unknown global_pool 'mean'"),
         ({"hidden_features": 0}, "hidden_features=0 is below 1"),
         ({"dropout": 1}, "dropout=1 is no rate"),
     ],
