@@ -203,14 +203,7 @@ def create_attention(name: str, *, variant: str | None = None, **fields: Any) ->
 
     Raises InputError for unknown names, variants and fields, and for fields that are missing.
     """
-    if name == "psa":
-        offered = [f"{name} ({meaning})" for name, meaning in _PSA.items() if name in ATTENTION]
-        raise InputError(
-            f"'psa' could be any of three papers' layers, psanet, pyramid_squeeze and polarized, "
-            f"or an article's simplification: use {' or '.join(offered)}."
-        )
-    if name not in ATTENTION:
-        raise unknown("attention", name, ATTENTION)
+    require_name(name)
     create: Any = ATTENTION[name]
     is_variant = inspect.ismethod(create)
     layer = create.__self__ if is_variant else create
@@ -222,6 +215,18 @@ def create_attention(name: str, *, variant: str | None = None, **fields: Any) ->
     if variant not in layer.variants:
         raise unknown(f"variant of {name}", variant, layer.variants)
     return getattr(layer, variant)(**fields)
+
+
+def require_name(name: str) -> None:
+    """InputError unless `name` is a key of `ATTENTION`; of psa, which it could be."""
+    if name == "psa":
+        offered = [f"{name} ({meaning})" for name, meaning in _PSA.items() if name in ATTENTION]
+        raise InputError(
+            f"'psa' could be any of three papers' layers, psanet, pyramid_squeeze and polarized, "
+            f"or an article's simplification: use {' or '.join(offered)}."
+        )
+    if name not in ATTENTION:
+        raise unknown("attention", name, ATTENTION)
 
 
 def _require_fields(name: str, layer: Any, fields: dict[str, Any]) -> None:

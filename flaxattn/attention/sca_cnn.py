@@ -61,7 +61,8 @@ class SCACNN(nn.Module):
 
     Fields:
         hidden_features: k.
-        state_features: d, or None for a layer without a decoder, which has no Wd.
+        state_features: d, which the released layers always have, or None for a layer without a
+            decoder, which has no Wd.
         order: "channel_spatial" as above, or "spatial_channel", where alpha reads x and beta x'.
         bias_in_weights: compute the spatial score as (U + c) . tanh(...), as the released code
             does around its last layer by a misplaced parenthesis. There c has an effect.
@@ -90,12 +91,14 @@ class SCACNN(nn.Module):
 
     @classmethod
     def official(cls, **fields) -> "SCACNN":
-        """The released code after its layer res5c_branch2b; the default."""
+        """The released code after its layer res5c_branch2b, whose weights need state_features=d;
+        without it the default."""
         return cls(**fields)
 
     @classmethod
     def official_res5c(cls, **fields) -> "SCACNN":
-        """The released code after its last layer, res5c, misplaced parenthesis included."""
+        """The released code after its last layer, res5c, whose weights need state_features=d;
+        misplaced parenthesis included."""
         return cls(**{"bias_in_weights": True, **fields})
 
     @classmethod

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
-from flaxattn.attention import ATTENTION, create_attention
-from flaxattn.errors import InputError, unknown
+from flaxattn.attention import ATTENTION, create_attention, require_name
+from flaxattn.errors import InputError
 from flaxattn.inspect.cost import cost
 from flaxattn.inspect.table import aligned, mmacs
 from flaxattn.weights import abstract_variables
@@ -151,8 +151,7 @@ def describe(name: str, *, features: int = FEATURES, size: int = SIZE) -> str:
     Raises InputError for an unknown name, for features and sizes below one, and where the defaults
     refuse such a map.
     """
-    if name not in ATTENTION:
-        raise unknown("attention", name, ATTENTION)
+    require_name(name)
     for argument, value in (("features", features), ("size", size)):
         if value < 1:
             raise InputError(f"{argument}={value} is below one: use 1 or more.")

@@ -13,9 +13,9 @@ from tests.attention.parity import Case
 from tests.torch_reference import bilinear_attention
 from tests.torch_reference.torchvision_shim import timm
 
-# In train mode batch norm takes these biases away again and multiplies what rounding leaves of their
-# gradients, for it divides averages of many positions by their small deviation: measured were 3e-5
-# of the largest gradient in float32, 2e-13 in float64.
+# Batch norm takes these biases away again in train mode. It multiplies what rounding leaves of
+# their gradients, for it divides averages of many positions by their small deviation: measured were
+# 3e-5 of the largest gradient in float32, 2e-13 in float64.
 BEFORE_NORM = (
     "conv1.0.bias",
     "batransform.conv1.0.bias",

@@ -56,15 +56,20 @@ def x():
 
 
 @pytest.mark.parametrize("dtype", parity.BOUNDS)
-def test_a_decoder_s_state_enters_both_scores(dtype):
-    reference = sca_cnn.SCACNN(FEW, 16, state_features=6)
+@pytest.mark.parametrize("variant", ["official", "official_res5c"])
+def test_a_decoder_s_state_enters_both_scores(variant, dtype):
+    layer = getattr(Told, variant)(hidden_features=16, state_features=6)
+    last = {"layer": "res5c", "misplaced": True} if variant == "official_res5c" else {}
+    reference = sca_cnn.SCACNN(FEW, 16, state_features=6, **last)
     parity.randomise(reference, np.random.default_rng(0))
     x = np.random.default_rng(1).normal(size=(3, 5, 4, FEW))
+    contract.check_round_trip(layer, reference, variant, x.shape)
     with jax.enable_x64(dtype == "float64"):
-        layer = Told(16, state_features=6, param_dtype=jnp.dtype(dtype))
-        found = parity.errors(layer, reference, x, False, dtype, "official", {})
-    for quantity, error in found.items():
-        assert error <= parity.BOUNDS[dtype][quantity], quantity
+        layer = layer.clone(param_dtype=jnp.dtype(dtype))
+        for train in (False, True):
+            found = parity.errors(layer, reference, x, train, dtype, variant, {})
+            for quantity, error in found.items():
+                assert error <= parity.BOUNDS[dtype][quantity], quantity
 
 
 def test_without_a_state_it_is_zero(x):

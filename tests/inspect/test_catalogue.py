@@ -131,6 +131,7 @@ def test_a_variant_that_refuses_the_map_has_no_cost(capsys):
     ("arguments", "sentence"),
     [
         (["describe", "cbma"], "unknown attention 'cbma': did you mean cbam"),
+        (["describe", "psa"], "'psa' could be any of three papers' layers"),
         (["describe", "se", "--features", "8"], "reduction=16 leaves no channel of 8"),
         (["describe", "se", "--features", "0"], "features=0 is below one"),
         (["describe", "se", "--size", "-1"], "size=-1 is below one"),
