@@ -8,6 +8,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.dual_attention import DualAttention
+from flaxattn.attention.maps import require_maps
 from flaxattn.conv import Conv, Initializer, torch_default
 
 
@@ -50,6 +51,7 @@ class AttentionResidual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         attn = DualAttention(
             reduction=self.reduction,
             dtype=self.dtype,

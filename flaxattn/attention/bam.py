@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.bottleneck import bottleneck, reduced_features
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import average_pool, rescale
 from flaxattn.conv import Conv, Initializer, torch_default
 from flaxattn.errors import unknown
@@ -98,6 +99,7 @@ class BAM(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         if self.merge not in _MERGES:
             raise unknown("merge", self.merge, _MERGES)
         features = x.shape[-1]

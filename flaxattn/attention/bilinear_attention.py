@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.blocks import require_divisor
 from flaxattn.attention.bottleneck import reduced_features
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import maximum
 from flaxattn.conv import Conv, Initializer, kaiming_fan_out, torch_default
 from flaxattn.errors import InputError
@@ -99,6 +100,7 @@ class BilinearAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         if not 0 <= self.drop_rate <= 1:
             raise InputError(f"drop_rate={self.drop_rate} is no probability: use 0 to 1.")
         _, height, width, features = x.shape

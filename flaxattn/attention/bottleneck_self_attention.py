@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from flaxattn.attention.attend import attend
 from flaxattn.attention.blocks import block_means, require_divisor
 from flaxattn.attention.heads import head_features, key_features, merge_heads, split_heads
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.relative_position import RelativePosition
 from flaxattn.conv import Conv, Initializer
 
@@ -72,6 +73,7 @@ class BottleneckSelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         batch, height, width, _ = x.shape
         require_divisor("strides", self.strides, height, width)
         heads = self.num_heads

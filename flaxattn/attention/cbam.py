@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.channel_attention import ChannelAttention
 from flaxattn.attention.graft import Neutral
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.spatial_attention import SpatialAttention
 from flaxattn.conv import Initializer, torch_default
 from flaxattn.norm import BatchNorm
@@ -139,6 +140,7 @@ class CBAM(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         x = ChannelAttention(
             reduction=self.reduction,
             use_bias=self.use_bias,

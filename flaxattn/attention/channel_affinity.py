@@ -9,6 +9,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.graft import Neutral
+from flaxattn.attention.maps import require_maps
 from flaxattn.precision import at_least_float32
 
 
@@ -60,6 +61,7 @@ class ChannelAffinity(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         dtype = self.dtype or x.dtype
         wide = at_least_float32(dtype)
         gamma = self.param("gamma", nn.initializers.zeros, (1,), self.param_dtype)

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.bottleneck import bottleneck, reduced_features
 from flaxattn.attention.graft import Neutral
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import (
     average_pool,
     max_pool,
@@ -121,6 +122,7 @@ class ChannelAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         if self.output not in OUTPUTS:
             raise unknown("output", self.output, OUTPUTS)
         pools = pool_by_each(x, self.pools, POOLS)

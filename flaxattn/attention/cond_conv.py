@@ -9,6 +9,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.graft import AsConvolution
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.mixture import mixed_convolution
 from flaxattn.attention.pooling import average_pool
 from flaxattn.conv import Conv, Initializer, torch_default
@@ -84,6 +85,7 @@ class CondConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, routing: Array | None = None) -> Array:
+        require_maps(x)
         if self.num_experts < 1:
             raise InputError(f"num_experts={self.num_experts} is below one: use 1 or more.")
         if routing is None:

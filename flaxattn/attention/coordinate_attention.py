@@ -10,6 +10,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.bottleneck import reduced_features
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import rescale, strip_pool
 from flaxattn.conv import Conv, Initializer, torch_default
 from flaxattn.norm import BatchNorm
@@ -79,6 +80,7 @@ class CoordinateAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         features = x.shape[-1]
         hidden = reduced_features(
             features, self.reduction, divisor=self.divisor, at_least=self.minimum

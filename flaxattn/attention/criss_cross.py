@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.bottleneck import reduced_features
 from flaxattn.attention.graft import Neutral
+from flaxattn.attention.maps import require_maps
 from flaxattn.conv import Conv, Initializer, torch_default
 from flaxattn.errors import InputError
 from flaxattn.precision import at_least_float32
@@ -67,6 +68,7 @@ class CrissCross(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         if self.recurrence < 1:
             raise InputError(f"recurrence={self.recurrence} is below one: use 1 or more passes.")
         features = x.shape[-1]

@@ -9,6 +9,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.bottleneck import bottleneck, reduced_features
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import average_pool, rescale
 from flaxattn.conv import Initializer, torch_default
 from flaxattn.precision import at_least_float32
@@ -107,10 +108,12 @@ class DenseImplicit(nn.Module):
 
     def step(self, x: Array, carry: Carry, train: bool = False) -> tuple[Array, Carry]:
         """y, and the carry for the next map."""
+        require_maps(x)
         carry = self.cell(average_pool(x), carry)
         self.sow("intermediates", "attention", carry[0])
         return rescale(x, carry[0]), carry
 
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         y, _ = self.step(x, self.initial_carry(x), train)
         return y

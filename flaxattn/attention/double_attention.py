@@ -9,6 +9,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.bottleneck import reduced_features
+from flaxattn.attention.maps import require_maps
 from flaxattn.conv import Conv, Initializer, kaiming_fan_out, torch_default
 from flaxattn.errors import InputError
 from flaxattn.precision import at_least_float32
@@ -73,6 +74,7 @@ class DoubleAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         features = x.shape[-1]
         hidden = reduced_features(features, self.reduction)
         count = hidden if self.num_descriptors is None else self.num_descriptors

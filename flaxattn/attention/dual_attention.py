@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.bottleneck import bottleneck, reduced_features
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import average_pool, rescale
 from flaxattn.conv import Conv, Initializer, torch_default
 from flaxattn.errors import InputError
@@ -127,6 +128,7 @@ class DualAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         if not 0 <= self.drop_rate <= 1:
             raise InputError(f"drop_rate={self.drop_rate} is no probability: use 0 to 1.")
         for name, strength in (("alpha", self.alpha), ("beta", self.beta)):

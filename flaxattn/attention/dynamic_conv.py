@@ -10,6 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from flaxattn.attention.bottleneck import reduced_features
 from flaxattn.attention.graft import AsConvolution
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.mixture import mixed_convolution
 from flaxattn.attention.pooling import average_pool
 from flaxattn.conv import Conv, Initializer, kaiming_fan_out, torch_default
@@ -106,6 +107,7 @@ class DynamicConv(nn.Module):
     def __call__(
         self, x: Array, train: bool = False, temperature: ArrayLike | None = None
     ) -> Array:
+        require_maps(x)
         wide = at_least_float32(self.dtype or x.dtype)
         if temperature is None:
             temperature = self.temperature

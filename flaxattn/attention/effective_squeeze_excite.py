@@ -10,6 +10,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.graft import Neutral
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import average_pool, rescale
 from flaxattn.conv import Conv, Initializer, kaiming_fan_in, torch_default
 from flaxattn.precision import at_least_float32
@@ -81,6 +82,7 @@ class EffectiveSqueezeExcite(nn.Module):
         return self.gate_activation(fc(pooled[:, None, None, :])[:, 0, 0, :])
 
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         gate = self.gate(average_pool(x))
         self.sow("intermediates", "attention", gate)
         return rescale(x, gate)

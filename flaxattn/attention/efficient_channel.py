@@ -10,6 +10,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.graft import Neutral
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import average_pool, rescale
 from flaxattn.conv import Conv, Initializer, require_odd, torch_default
 from flaxattn.errors import InputError, unknown
@@ -145,6 +146,7 @@ class EfficientChannel(nn.Module):
         return max(size if size % 2 else size + 1, at_least)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         gate = self.gate(average_pool(x))
         self.sow("intermediates", "attention", gate)
         return rescale(x, gate)

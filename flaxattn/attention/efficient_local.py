@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import rescale, strip_pool
 from flaxattn.conv import Conv, Initializer, torch_default
 from flaxattn.errors import InputError
@@ -105,6 +106,7 @@ class EfficientLocal(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         features = x.shape[-1]
         for field in ("channels_per_group", "num_groups"):
             value = getattr(self, field)

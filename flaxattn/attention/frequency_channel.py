@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.bottleneck import bottleneck, reduced_features
 from flaxattn.attention.graft import Neutral
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import rescale
 from flaxattn.conv import Initializer, torch_default
 from flaxattn.errors import InputError, unknown
@@ -113,6 +114,7 @@ class FrequencyChannel(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         if self.frequencies not in FREQUENCIES:
             raise unknown("frequencies", self.frequencies, FREQUENCIES)
         frequencies = FREQUENCIES[self.frequencies]

@@ -8,6 +8,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.graft import Neutral
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import rescale
 from flaxattn.conv import Initializer
 from flaxattn.errors import InputError, unknown
@@ -69,6 +70,7 @@ class GatedChannel(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         if self.embedding not in EMBEDDINGS:
             raise unknown("embedding", self.embedding, EMBEDDINGS)
         if not self.epsilon > 0:

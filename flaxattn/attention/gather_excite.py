@@ -11,6 +11,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.bottleneck import bottleneck, reduced_features
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import average_pool, rescale
 from flaxattn.conv import Conv, Initializer, torch_default
 from flaxattn.errors import InputError, unknown
@@ -113,6 +114,7 @@ class GatherExcite(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         if self.gather not in _GATHERS:
             raise unknown("gather", self.gather, _GATHERS)
         if self.extent < 0 or self.extent == 1 or self.extent & (self.extent - 1):

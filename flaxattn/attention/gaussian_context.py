@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.linear_context import standardise
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import average_pool, rescale
 from flaxattn.errors import InputError
 from flaxattn.precision import at_least_float32
@@ -93,6 +94,7 @@ class GaussianContext(nn.Module):
         return low + (high - low) * jax.nn.sigmoid(theta.astype(dtype))[None]
 
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         gate = self.gate(average_pool(x))
         self.sow("intermediates", "attention", gate)
         return rescale(x, gate)

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.attend import attend
 from flaxattn.attention.graft import Neutral
+from flaxattn.attention.maps import require_maps
 from flaxattn.conv import Conv, Initializer
 from flaxattn.errors import InputError
 from flaxattn.precision import at_least_float32
@@ -101,6 +102,7 @@ class GeneralizedAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         features = x.shape[-1]
         content, position, saliency, bias = self._terms()
         if features < self.num_heads:

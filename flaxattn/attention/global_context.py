@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.bottleneck import reduced_features
 from flaxattn.attention.graft import Neutral
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import average_pool
 from flaxattn.conv import Conv, Initializer, kaiming_fan_in, torch_default
 from flaxattn.errors import InputError, unknown
@@ -120,6 +121,7 @@ class GlobalContext(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         self._require_legal_fields()
         hidden = reduced_features(x.shape[-1], self.reduction, divisor=self.divisor)
         dtype = self.dtype or x.dtype

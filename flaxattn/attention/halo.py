@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from flaxattn.attention.attend import attend
 from flaxattn.attention.blocks import block_means, cut, cut_with_halo, join, require_divisor
 from flaxattn.attention.heads import head_features, key_features, merge_heads, split_heads
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.relative_position import RelativePosition
 from flaxattn.conv import Conv, Initializer
 from flaxattn.errors import InputError
@@ -82,6 +83,7 @@ class HaloAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         _, height, width, _ = x.shape
         require_divisor("block_size", self.block_size, height, width)
         require_divisor("strides", self.strides, height, width)

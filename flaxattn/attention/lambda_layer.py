@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.blocks import block_means, require_divisor
 from flaxattn.attention.heads import head_features
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.relative_position import sized_param
 from flaxattn.conv import Conv, Initializer, require_odd
 from flaxattn.errors import InputError
@@ -79,6 +80,7 @@ class LambdaLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         batch, height, width, _ = x.shape
         require_divisor("strides", self.strides, height, width)
         depth = self.key_features

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import rescale
 from flaxattn.attention.spatial_attention import channel_max, channel_mean
 from flaxattn.conv import Conv, Initializer, torch_default
@@ -59,6 +60,7 @@ class LargeSelectiveKernel(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         features = x.shape[-1]
         if features % 2:
             raise InputError(

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import rescale
 from flaxattn.conv import Conv, Initializer, kaiming_fan_in, torch_default
 from flaxattn.errors import InputError
@@ -70,6 +71,7 @@ class LargeSeparableKernel(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         if self.kernel_size not in KERNELS:
             *sizes, last = KERNELS
             raise InputError(

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import average_pool, rescale, safe_sqrt
 from flaxattn.conv import Initializer
 from flaxattn.errors import InputError
@@ -93,6 +94,7 @@ class LinearContext(nn.Module):
         return jax.nn.sigmoid(w[None] * normal + b[None])
 
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         gate = self.gate(average_pool(x))
         self.sow("intermediates", "attention", gate)
         return rescale(x, gate)

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.attend import attend
 from flaxattn.attention.heads import head_features, merge_heads, split_heads
+from flaxattn.attention.maps import require_maps
 from flaxattn.conv import Initializer, torch_default
 from flaxattn.errors import InputError
 
@@ -77,6 +78,7 @@ class MultiHeadAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
+        require_maps(x)
         batch, height, width, features = x.shape
         depth = head_features(features, self.num_heads)
 

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from flaxattn.attention.attend import attend
 from flaxattn.attention.bottleneck import reduced_features
 from flaxattn.attention.graft import Neutral
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import maximum
 from flaxattn.conv import Conv, Initializer, kaiming_fan_out, torch_default
 from flaxattn.errors import InputError, unknown
@@ -175,6 +176,7 @@ class NonLocal(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x, (1, 2, 3))
         for given, kind, known in (
             (self.mode, "mode", MODES),
             (self.sub_sample, "sub_sample", (None, *SUB_SAMPLES)),
@@ -182,11 +184,6 @@ class NonLocal(nn.Module):
         ):
             if given not in known:
                 raise unknown(kind, given, [name for name in known if name])
-        if not 3 <= x.ndim <= 5:
-            raise InputError(
-                f"x of shape {x.shape} has {x.ndim - 2} spatial axes: pass (N, *spatial, C) with "
-                f"one to three."
-            )
         batch, *spatial, features = x.shape
         hidden = reduced_features(features, self.reduction, divisor=self.divisor, round_limit=0.9)
         dtype = self.dtype or x.dtype

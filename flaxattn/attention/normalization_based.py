@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import rescale
 from flaxattn.attention.relative_position import require_size
 from flaxattn.norm import BatchNorm
@@ -72,6 +73,7 @@ class NormalizationBased(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         dtype = at_least_float32(self.dtype or x.dtype)
 
         def gate(x: Array, name: str) -> Array:

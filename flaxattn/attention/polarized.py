@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import average_pool, rescale
 from flaxattn.conv import Conv, Initializer, torch_default
 from flaxattn.errors import InputError, unknown
@@ -114,6 +115,7 @@ class PolarizedAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         if self.spatial_softmax not in _SOFTMAXES:
             raise unknown("spatial_softmax", self.spatial_softmax, _SOFTMAXES)
         if self.up not in _UPS:

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.relative_position import require_size
 from flaxattn.conv import Conv, Initializer, torch_default
 from flaxattn.errors import InputError, unknown
@@ -98,6 +99,7 @@ class PSANet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         if self.direction not in DIRECTIONS:
             raise unknown("direction", self.direction, DIRECTIONS)
         small = self._shrunk_size(x.shape[1:3])

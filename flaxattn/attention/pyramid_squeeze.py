@@ -11,6 +11,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.bottleneck import bottleneck, reduced_features
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import average_pool
 from flaxattn.conv import Conv, Initializer, kaiming_fan_out, torch_default
 from flaxattn.errors import InputError
@@ -83,6 +84,7 @@ class PyramidSqueeze(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         branch_groups = self._groups_of_branches()
         share = self._features_of_a_branch(x.shape[-1], branch_groups)
         dtype = self.dtype or x.dtype

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import average_pool, rescale
 from flaxattn.conv import Conv, Initializer
 from flaxattn.errors import InputError, unknown
@@ -109,6 +110,7 @@ class SCACNN(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False, state: Array | None = None) -> Array:
         """`state`: (N, state_features), of the decoder; zeros if it is not given."""
+        require_maps(x)
         if self.order not in ORDERS:
             raise unknown("order", self.order, ORDERS)
         batch, height, width, features = x.shape

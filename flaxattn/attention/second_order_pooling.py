@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import rescale
 from flaxattn.conv import Conv, Initializer, kaiming_fan_out, torch_default
 from flaxattn.errors import InputError
@@ -66,6 +67,7 @@ class SecondOrderPooling(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         if self.hidden < 1:
             raise InputError(f"hidden={self.hidden} is below one: use 1 or more, such as 128.")
         dtype = self.dtype or x.dtype

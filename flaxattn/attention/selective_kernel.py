@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.bottleneck import bottleneck, reduced_features
 from flaxattn.attention.graft import AsConvolution
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import average_pool
 from flaxattn.conv import (
     Conv,
@@ -186,6 +187,7 @@ class SelectiveKernel(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         groups = self._groups_of_branches()
         inputs = self._inputs_of_branches(x)
         dtype = self.dtype or x.dtype

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from flaxattn.attention.attend import attend
 from flaxattn.attention.bottleneck import reduced_features
 from flaxattn.attention.graft import Neutral
+from flaxattn.attention.maps import require_maps
 from flaxattn.conv import Conv, Initializer, torch_default
 
 
@@ -75,6 +76,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         batch, height, width, features = x.shape
         positions = height * width
         hidden = reduced_features(features, self.reduction)

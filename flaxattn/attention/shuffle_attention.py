@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import average_pool, rescale
 from flaxattn.conv import Initializer
 from flaxattn.errors import InputError
@@ -64,6 +65,7 @@ class ShuffleAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         batch, height, width, features = x.shape
         _require_even_groups(self.groups, features)
         share = features // (2 * self.groups)

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import average_pool, rescale, variance_pool
 from flaxattn.errors import InputError
 from flaxattn.precision import at_least_float32
@@ -59,6 +60,7 @@ class SimAM(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         if not self.e_lambda > 0:
             raise InputError(f"e_lambda={self.e_lambda} is not above zero: use 1e-4, or 0.1.")
         wide = x.astype(at_least_float32(self.dtype or x.dtype))

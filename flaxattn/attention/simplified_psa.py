@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from flaxattn.attention.maps import require_maps
 from flaxattn.conv import Conv, Initializer, torch_default
 from flaxattn.errors import InputError, unknown
 from flaxattn.precision import at_least_float32
@@ -70,6 +71,7 @@ class SimplifiedPSA(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         if self.repair is not None and self.repair not in REPAIRS:
             raise unknown("repair", self.repair, REPAIRS)
         batch, height, width, _ = x.shape

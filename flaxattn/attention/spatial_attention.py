@@ -11,6 +11,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.graft import Neutral
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import maximum, mean_of, pool_by_each, rescale
 from flaxattn.conv import Conv, Initializer, torch_default
 from flaxattn.errors import unknown
@@ -142,6 +143,7 @@ class SpatialAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         if self.output not in OUTPUTS:
             raise unknown("output", self.output, OUTPUTS)
         dtype = at_least_float32(self.dtype or x.dtype)

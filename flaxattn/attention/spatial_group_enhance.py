@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import average_pool, safe_sqrt
 from flaxattn.conv import Initializer
 from flaxattn.errors import InputError
@@ -61,6 +62,7 @@ class SpatialGroupEnhance(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         batch, height, width, features = x.shape
         if self.groups < 1 or features % self.groups:
             most = max(self.groups, 1)

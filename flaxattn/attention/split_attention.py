@@ -11,6 +11,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.bottleneck import bottleneck, reduced_features
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import average_pool
 from flaxattn.conv import Conv, Initializer, kaiming_fan_out, torch_default
 from flaxattn.errors import InputError
@@ -97,6 +98,7 @@ class SplitAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         hidden = self._hidden_width(x.shape[-1])
         dtype = self.dtype or x.dtype
         wide = at_least_float32(dtype)

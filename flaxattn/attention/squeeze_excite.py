@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.bottleneck import bottleneck, reduced_features
 from flaxattn.attention.graft import Neutral
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import average_pool, rescale
 from flaxattn.conv import Initializer, kaiming_fan_out, torch_default
 from flaxattn.errors import InputError
@@ -181,6 +182,7 @@ class SqueezeExcite(nn.Module):
         return self.hidden_features
 
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         gate = self.gate(average_pool(x))
         self.sow("intermediates", "attention", gate)
         return rescale(x, gate)

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import rescale, strip_pool
 from flaxattn.conv import Conv, Initializer, torch_default
 from flaxattn.precision import at_least_float32
@@ -55,6 +56,7 @@ class StripAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         features = x.shape[-1]
         dtype = at_least_float32(self.dtype or x.dtype)
 

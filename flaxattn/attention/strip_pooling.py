@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import rescale, strip_pool
 from flaxattn.conv import Conv, Initializer, torch_default
 from flaxattn.norm import BatchNorm
@@ -59,6 +60,7 @@ class StripPooling(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         features = x.shape[-1]
         dtype = self.dtype or x.dtype
         wide = at_least_float32(dtype)

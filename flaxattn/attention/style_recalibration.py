@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import average_pool, rescale, safe_sqrt, variance_pool
 from flaxattn.conv import Initializer
 from flaxattn.errors import InputError
@@ -74,6 +75,7 @@ class StyleRecalibration(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         if self.epsilon < 0:
             raise InputError(f"epsilon={self.epsilon} is below zero: use 0 or more, such as 1e-5.")
         dtype = at_least_float32(self.dtype or x.dtype)

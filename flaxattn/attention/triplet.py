@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from flaxattn.attention.maps import require_maps
 from flaxattn.attention.spatial_attention import SpatialAttention
 from flaxattn.conv import Initializer, torch_default
 from flaxattn.norm import BatchNorm
@@ -74,6 +75,7 @@ class TripletAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         wide = x.astype(at_least_float32(self.dtype or x.dtype))
 
         def gated(name: str, axes: tuple[int, ...]) -> Array:

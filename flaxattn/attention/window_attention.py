@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from flaxattn.attention.attend import attend
 from flaxattn.attention.blocks import cut, join
 from flaxattn.attention.heads import head_features, merge_heads, split_heads
+from flaxattn.attention.maps import require_maps
 from flaxattn.conv import Initializer
 from flaxattn.errors import InputError
 
@@ -92,6 +93,7 @@ class WindowAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x)
         _, height, width, features = x.shape
         heads = self._heads(features)
         size = self.window_size

@@ -220,7 +220,7 @@ def test_bfloat16_keeps_its_weights_in_float32(mode):
         ({"scale": "output"}, (1, 4, 4, 16), "unknown scale 'output'"),
         ({"sub_sample": "after"}, (1, 1, 1, 16), "leaves nothing of a map of shape"),
         ({"sub_sample": "before"}, (1, 3, 4, 1, 16), "at least two positions along axis 3"),
-        ({}, (1, 16), "has 0 spatial axes"),
+        ({}, (1, 16), r"shape \(1, 16\) is not \(N, \*spatial, C\) with 1 to 3 spatial axes"),
         ({"reduction": 32}, (1, 4, 4, 16), "reduction=32 leaves no channel of 16"),
         ({"query_chunk": 0}, (1, 4, 4, 16), "query_chunk=0 is below one"),
     ],

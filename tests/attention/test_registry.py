@@ -140,6 +140,33 @@ def test_what_there_is_not(arguments, sentence):
         create_attention(**arguments)
 
 
+@pytest.mark.parametrize("name", ATTENTION)
+def test_what_is_no_batch_of_maps_gets_a_sentence(name):
+    layer = create_attention(name, **fields(name))
+    one = (32,) if name == "non_local" else (8, 8, 32)  # which takes sequences of 8 too
+    for x, sentence in (
+        (
+            jax.ShapeDtypeStruct(one, jnp.float32),
+            rf"x of shape \({one[0]},.* is not \(N, .*x\[None\]",
+        ),
+        (jax.ShapeDtypeStruct((1, 4, 8, 32), jnp.uint8), r"x is of dtype uint8, .*astype\("),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            jax.eval_shape(layer.init, jax.random.key(0), x)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_a_single_sample_of_a_vmap_has_its_batch_axis(name):
+    layer = create_attention(name, **fields(name))
+    x = jax.ShapeDtypeStruct((3, 2, 4, 8, 32), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def run(key, x):
+        return jax.vmap(layer.apply, (None, 0))(layer.init(key, x[0]), x)
+
+    assert jax.eval_shape(run, key, x).shape[:4] == (3, 2, 4, 8)
+
+
 def test_psa_is_ambiguous_and_only_what_exists_is_offered():
     with pytest.raises(InputError, match="three papers' layers") as error:
         create_attention("psa")
