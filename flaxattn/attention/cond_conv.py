@@ -45,8 +45,9 @@ class CondConv(nn.Module):
 
     Biases start at zero, where timm draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
-    Raises InputError for an even kernel without padding, groups that do not divide the channels, no
-    expert at all, and a `routing` of another shape.
+    Raises InputError for an even kernel without padding, a kernel larger than the padded map, sizes
+    that are no integers or too small, groups that do not divide the channels, no expert at all, and
+    a `routing` of another shape.
     """
 
     features: int

@@ -53,8 +53,9 @@ class DynamicConv(nn.Module):
     Deviations: no code of the authors was found, and the paper does not say which layers of the
     attention have biases: they are the port's. Biases start at zero.
 
-    Raises InputError for an even kernel, groups that do not divide the channels, no kernel at all,
-    a temperature that is not positive, and where `reduction` leaves no channel.
+    Raises InputError for an even kernel, sizes that are no integers or below one, groups that do
+    not divide the channels, no kernel at all, a temperature that is not positive, and where
+    `reduction` leaves no channel.
     """
 
     features: int

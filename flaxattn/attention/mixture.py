@@ -1,6 +1,7 @@
 """Convolution by kernels that each sample mixes for itself from a few shared ones."""
 
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -40,9 +41,16 @@ def mixed_convolution(layer: Any, x: Array, weights: Array, *, padding: int | No
 
     K convolutions also hold K answers at a time, and patches k * k times the input.
     """
+    require_convolution(layer, x.shape[-1], padding)
     size = layer.kernel_size if padding is not None else require_odd(layer.kernel_size)
-    margin = layer.dilation * (size - 1) // 2 if padding is None else padding
-    require_convolution(layer, x.shape[-1])
+    reach = layer.dilation * (size - 1)
+    margin = reach // 2 if padding is None else padding
+    if reach >= min(x.shape[1:3]) + 2 * margin:
+        raise InputError(
+            f"kernel_size={size} with dilation={layer.dilation} covers {reach + 1} positions, and "
+            f"a map of {x.shape[1]}x{x.shape[2]} with padding={margin} has fewer: use more "
+            f"padding, or None."
+        )
     count = weights.shape[-1]
     dtype = layer.dtype or x.dtype
     weights = weights.astype(jnp.promote_types(weights.dtype, at_least_float32(dtype)))
@@ -107,9 +115,19 @@ def _by_taps(
     return y
 
 
-def require_convolution(layer: Any, channels: int) -> None:
+def require_convolution(layer: Any, channels: int, padding: int | None = None) -> None:
     """InputError if the fields of `layer` make no convolution of so many channels."""
-    for field in ("features", "strides", "dilation", "groups"):
-        if getattr(layer, field) < 1:
-            raise InputError(f"{field}={getattr(layer, field)} is below one: use 1 or more.")
+    fields = ("features", "kernel_size", "strides", "dilation", "groups")
+    given = [(field, getattr(layer, field), 1) for field in fields]
+    if padding is not None:
+        given.append(("padding", padding, 0))
+    for field, value, least in given:
+        if not isinstance(value, Integral):
+            raise InputError(
+                f"{field}={value!r} is of type {type(value).__name__}: use one integer, for both "
+                f"axes."
+            )
+        if value < least:
+            word = "one" if least else "zero"
+            raise InputError(f"{field}={value} is below {word}: use {least} or more.")
     require_groups(layer.groups, channels, layer.features)

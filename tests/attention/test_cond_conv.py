@@ -82,6 +82,14 @@ def test_experts_add_up(x):
         ({"num_experts": 0}, None, "num_experts=0 is below one"),
         ({}, jnp.ones((3, 4)), r"routing has the shape \(3, 4\).*\(3, 8\)"),
         ({"groups": 16}, None, "groups=16 must divide both the 8 input channels"),
+        ({"padding": 0, "kernel_size": 7}, None, "kernel_size=7 with dilation=1 covers 7 .* 5x6"),
+        ({"padding": -1}, None, "padding=-1 is below zero"),
+        ({"padding": (1, 1)}, None, r"padding=\(1, 1\) is of type tuple: use one integer"),
+        ({"kernel_size": 0}, None, "kernel_size=0 is below one"),
+        ({"kernel_size": 0, "padding": 0}, None, "kernel_size=0 is below one"),
+        ({"kernel_size": (3, 3)}, None, r"kernel_size=\(3, 3\) is of type tuple"),
+        ({"strides": (2, 2)}, None, r"strides=\(2, 2\) is of type tuple"),
+        ({"strides": 0}, None, "strides=0 is below one"),
     ],
 )
 def test_what_it_cannot_do(fields, routing, sentence, x):

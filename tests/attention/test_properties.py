@@ -74,7 +74,7 @@ DRAWN = {
     "window_size": st.integers(0, 5),
 }
 # Fields of the same name that mean something else in a single layer.
-OF_LAYER = {("cond_conv", "padding"): st.none()}
+OF_LAYER = {("cond_conv", "padding"): st.sampled_from([None, -1, 0, 1])}
 MAPS = st.sampled_from([(1, 1), (1, 5), (2, 2), (3, 4), (4, 4), (5, 2), (8, 8)])
 CHANNELS = st.sampled_from([1, 2, 3, 8, 12, 32, 64])
 
@@ -95,8 +95,12 @@ def expected_shape(layer, shape, drawn):
         return None if getattr(layer, "output", "scaled") != "scaled" else shape
     if layer.role == "head":
         return (*shape[:3], None)
-    strides = drawn.get("strides", 1)
-    return (shape[0], -(-shape[1] // strides), -(-shape[2] // strides), drawn["features"])
+    strides, size = drawn.get("strides", 1), drawn.get("kernel_size", 3)
+    reach = drawn.get("dilation", 1) * (size - 1)
+    # As many zeros around the map as keep its size, unless others are asked for.
+    lost = 0 if drawn.get("padding") is None else reach - 2 * drawn["padding"]
+    height, width = ((side - lost - 1) // strides + 1 for side in shape[1:3])
+    return (shape[0], height, width, drawn["features"])
 
 
 @pytest.mark.parametrize("name", ATTENTION)
