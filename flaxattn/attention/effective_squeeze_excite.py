@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import average_pool, rescale
+from flaxattn.attention.pooling import average_pool, max_pool, mean_of, rescale
 from flaxattn.conv import Conv, Initializer, kaiming_fan_in, torch_default
 from flaxattn.precision import at_least_float32
 
@@ -32,6 +32,7 @@ class EffectiveSqueezeExcite(nn.Module):
 
     Fields:
         gate_activation: maps logits to factors; a hard sigmoid in the authors' code and in timm.
+        add_max: z = (mean_hw x_hwc + max_hw x_hwc) / 2, an experiment of timm's.
         dtype: of the gate's arithmetic, if wider than float32.
 
     Where a logit is beyond -3 or 3 the hard sigmoid is 0 or 1 and passes no gradient.
@@ -39,17 +40,20 @@ class EffectiveSqueezeExcite(nn.Module):
     The paper is recalled to write a plain sigmoid, which was not checked against its text; the
     default is the hard one of its released code.
 
-    Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    Deviations: biases start at zero, where torch draws them from U(-1/sqrt(fan_in),
+    1/sqrt(fan_in)). A maximum's gradient goes to the first position that holds it, in timm evenly
+    to all of them.
     """
 
     gate_activation: Callable[[Array], Array] = jax.nn.hard_sigmoid
+    add_max: bool = False
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
     role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("official", "timm")
+    variants: ClassVar[tuple[str, ...]] = ("official", "timm", "timm_max")
     namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"official": (), "timm": ()}
 
     @classmethod
@@ -62,6 +66,11 @@ class EffectiveSqueezeExcite(nn.Module):
         """timm's EffectiveSEModule without its maximum pool; the default."""
         return cls(**fields)
 
+    @classmethod
+    def timm_max(cls, **fields) -> "EffectiveSqueezeExcite":
+        """timm's EffectiveSEModule(channels, add_maxpool=True)."""
+        return cls.timm(**{"add_max": True, **fields})
+
     @property
     def neutral(self) -> Neutral | None:
         halves = self.gate_activation in (jax.nn.sigmoid, jax.nn.hard_sigmoid)
@@ -69,7 +78,7 @@ class EffectiveSqueezeExcite(nn.Module):
 
     @nn.compact
     def gate(self, pooled: Array) -> Array:
-        """The channels' factors from their averages: (N, C) -> (N, C), within [0, 1]."""
+        """The channels' factors from z: (N, C) -> (N, C), within [0, 1]."""
         fc = Conv(
             pooled.shape[-1],
             precision=lax.Precision.HIGHEST,
@@ -83,6 +92,7 @@ class EffectiveSqueezeExcite(nn.Module):
 
     def __call__(self, x: Array, train: bool = False) -> Array:
         require_maps(x)
-        gate = self.gate(average_pool(x))
+        z = average_pool(x)
+        gate = self.gate(mean_of([z, max_pool(x)]) if self.add_max else z)
         self.sow("intermediates", "attention", gate)
         return rescale(x, gate)

@@ -1,6 +1,7 @@
 """Efficient channel attention."""
 
 import math
+from functools import partial
 from typing import ClassVar
 
 import jax
@@ -9,6 +10,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from flaxattn.attention.bottleneck import reduced_features
 from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import average_pool, rescale
@@ -31,7 +33,8 @@ class EfficientChannel(nn.Module):
     Networks", CVPR 2020, arXiv:1910.03151 (Section 3.2).
 
     (N, H, W, C) -> (N, H, W, C) in x's dtype; the gate is computed in float32 or wider.
-    Parameters: conv kernel (k, 1, 1); no bias.
+    Parameters: conv kernel (k, 1, 1), no bias; with `reduction` conv kernel (1, 1, h), conv2 kernel
+    (k, h, 1), and their biases.
 
     Fields:
         kernel_size: k, odd; None for the rule above, with the fraction cut and an even number
@@ -39,16 +42,20 @@ class EfficientChannel(nn.Module):
         gamma, b: of that rule.
         min_kernel_size: what the rule answers at least.
         padding: "zeros" beyond the first and the last channel, or "circular": they are neighbours.
+        reduction: if given, timm's experiment s = sigmoid(conv2_k(relu(conv_1(z)))), between whose
+            convolutions each channel has h = C / reduction values, rounded to a multiple of 8.
         dtype: of the gate's arithmetic, if wider than float32.
 
     The authors' code and both articles leave the rule out; article 0 describes it in its text and
     ignores its `channel` argument. The authors' trained ResNet-50 has k = 3, 5, 5, 7 by stage; the
     rule gives 5, 5, 5, 7 for what the blocks put out (256 to 2048 channels) and 3, 5, 5, 5 for
     their inner width (64 to 512), so give `kernel_size` to load it. Deviations from the paper:
-    none, but for circular padding.
+    none, but for circular padding and `reduction`, whose biases start at zero, where torch draws
+    them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
     Raises InputError for an even kernel size or minimum, a gamma that is not positive, an unknown
-    padding, and a circular kernel that goes round the channels more than once.
+    padding, a circular kernel that goes round the channels more than once, and a reduction below
+    one.
     """
 
     kernel_size: int | None = None
@@ -56,9 +63,11 @@ class EfficientChannel(nn.Module):
     b: float = 1.0
     min_kernel_size: int = 1
     padding: str = "zeros"
+    reduction: int | None = None
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     kernel_init: Initializer = torch_default
+    bias_init: Initializer = nn.initializers.zeros
 
     role: ClassVar[str] = "recalibrate"
     variants: ClassVar[tuple[str, ...]] = (
@@ -66,6 +75,7 @@ class EfficientChannel(nn.Module):
         "article_s2",
         "official",
         "timm",
+        "timm_mlp",
         "circular",
     )
     namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
@@ -95,6 +105,11 @@ class EfficientChannel(nn.Module):
         return cls(**{"min_kernel_size": 3, **fields})
 
     @classmethod
+    def timm_mlp(cls, **fields) -> "EfficientChannel":
+        """timm's EcaModule(channels, use_mlp=True), its "ecam": two layers with biases."""
+        return cls.timm(**{"reduction": 8, **fields})
+
+    @classmethod
     def circular(cls, **fields) -> "EfficientChannel":
         """Efficient channel attention whose first and last channels are neighbours.
 
@@ -104,7 +119,7 @@ class EfficientChannel(nn.Module):
 
     @property
     def neutral(self) -> Neutral:
-        return Neutral(("conv",), gain=2.0)
+        return Neutral(("conv",) if self.reduction is None else ("conv2",), gain=2.0)
 
     @nn.compact
     def gate(self, pooled: Array) -> Array:
@@ -114,25 +129,33 @@ class EfficientChannel(nn.Module):
         features = pooled.shape[-1]
         kernel_size = require_odd(self._kernel_size(features))
         reach = kernel_size // 2
+        conv = partial(
+            Conv,
+            precision=lax.Precision.HIGHEST,
+            dtype=at_least_float32(self.dtype or pooled.dtype),
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+        )
+        z = pooled[:, :, None]
+        if self.reduction is not None:
+            hidden = reduced_features(features, self.reduction, divisor=8, round_limit=0.9)
+            z = jax.nn.relu(conv(hidden, name="conv")(z))
         if self.padding == "circular":
             if reach > features:
                 raise InputError(
                     f"kernel_size={kernel_size} goes round the {features} channels more than once: "
                     f"use one of at most {2 * features + 1}."
                 )
-            pooled = jnp.pad(pooled, ((0, 0), (reach, reach)), mode="wrap")
-        conv = Conv(
+            z = jnp.pad(z, ((0, 0), (reach, reach), (0, 0)), mode="wrap")
+        last = conv(
             1,
             kernel_size=kernel_size,
             padding=reach if self.padding == "zeros" else 0,
-            use_bias=False,
-            precision=lax.Precision.HIGHEST,
-            dtype=at_least_float32(self.dtype or pooled.dtype),
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            name="conv",
+            use_bias=self.reduction is not None,
+            name="conv" if self.reduction is None else "conv2",
         )
-        return jax.nn.sigmoid(conv(pooled[:, :, None])[:, :, 0])
+        return jax.nn.sigmoid(last(z)[:, :, 0])
 
     def _kernel_size(self, features: int) -> int:
         if self.kernel_size is not None:

@@ -24,6 +24,20 @@ CASES = [
         "official",
         maps=((13, 7),),
     ),
+    Case(
+        ("ese.timm_max",),
+        {},
+        lambda: timm.layers.EffectiveSEModule(32, add_maxpool=True, gate_layer=Hardsigmoid),
+        "timm",
+        maps=((13, 7), (1, 1)),
+    ),
+    Case(
+        ("ese.timm_max, after the authors'",),
+        {},
+        lambda: effective_squeeze_excite.ESEModule(32, add_max=True),
+        "official",
+        maps=((13, 7),),
+    ),
 ]
 
 

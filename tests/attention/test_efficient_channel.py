@@ -27,6 +27,20 @@ CASES = [
         "official",
     ),
     Case(("eca.timm",), {}, lambda: timm.layers.EcaModule(32), "timm"),
+    Case(
+        ("eca.timm_mlp",),
+        {},
+        lambda: timm.layers.create_attn("ecam", 32),
+        "timm",
+        maps=((13, 7), (1, 1)),
+    ),
+    Case(
+        ("eca.timm_mlp, wider",),
+        {"kernel_size": 5, "reduction": 2},
+        lambda: efficient_channel.TwoLayers(16, 5),
+        "timm",
+        maps=((13, 7),),
+    ),
     Case(("ceca", "eca.circular"), {}, lambda: timm.layers.CecaModule(32), "timm"),
     Case(
         ("eca.circular, as far as it goes round",),
@@ -56,6 +70,15 @@ def test_kernel_size_follows_the_channels(features, expected):
     assert kernel_size(EfficientChannel(), features) == expected
     theirs = timm.layers.EcaModule(features).conv.kernel_size[0]
     assert kernel_size(EfficientChannel.timm(), features) == theirs == max(expected, 3)
+
+
+@pytest.mark.parametrize("features", [8, 32, 96, 144, 200, 512])
+def test_two_layers_are_as_wide_as_timms(features):
+    x = jax.ShapeDtypeStruct((1, 1, 1, features), jnp.float32)
+    params = jax.eval_shape(EfficientChannel.timm_mlp().init, jax.random.key(0), x)["params"]
+    theirs = timm.layers.EcaModule(features, use_mlp=True)
+    assert params["conv"]["kernel"].shape == (1, 1, theirs.conv.out_channels)
+    assert params["conv2"]["kernel"].shape[0] == theirs.conv2.kernel_size[0]
 
 
 def test_given_kernel_size_overrides_the_rule():
@@ -104,6 +127,7 @@ def test_only_a_circular_one_has_no_first_channel():
 def test_gate_is_the_call_without_pooling_and_multiplication():
     contract.check_gate(EfficientChannel())
     contract.check_gate(EfficientChannel.circular())
+    contract.check_gate(EfficientChannel.timm_mlp())
 
 
 @pytest.mark.parametrize(
@@ -113,6 +137,7 @@ def test_gate_is_the_call_without_pooling_and_multiplication():
         (EfficientChannel.circular(kernel_size=4), r"kernel_size=4 .* use an odd one"),
         (EfficientChannel.circular(kernel_size=7), r"kernel_size=7 .* the 2 chan.* at most 5"),
         (EfficientChannel(min_kernel_size=4), r"^min_kernel_size=4 .* such as 3 or 5"),
+        (EfficientChannel(reduction=0), r"reduction=0 is below one"),
         (EfficientChannel(gamma=0.0), r"gamma=0.0 is not positive"),
         (EfficientChannel(gamma=-2.0), r"gamma=-2.0 is not positive"),
         (EfficientChannel(padding="zero"), r"unknown padding 'zero': did you mean zeros"),

@@ -17,6 +17,7 @@ from tests.attention.examples import fields
 
 # Values to try for fields of these names, legal and illegal ones; other fields keep their defaults.
 DRAWN = {
+    "add_max": st.booleans(),
     "alpha": st.sampled_from([-0.1, 0, 0.5, 1, 1.5]),
     "attention_type": st.sampled_from(["1111", "1000", "0100", "0010", "0001", "0000", "01"]),
     "average_pools": st.booleans(),
