@@ -1,6 +1,8 @@
 """The library on a terminal: python -m flaxattn list | describe | convert | predict."""
 
 import argparse
+import ast
+import difflib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,7 +10,8 @@ from typing import Any
 
 from flax import linen as nn
 
-from flaxattn.errors import InputError
+from flaxattn.attention import ATTENTION
+from flaxattn.errors import InputError, unknown
 from flaxattn.inspect import catalogue
 from flaxattn.inspect.network import describe_network
 from flaxattn.models import MODELS, create_model
@@ -19,10 +22,10 @@ from flaxattn.weights import (
     class_names,
     fetch,
     load_pretrained,
-    read,
     to_torch,
     write,
 )
+from flaxattn.weights.naming import FLAX, OWN, tables
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,11 +51,11 @@ def command_line() -> argparse.ArgumentParser:
 
     describing = commands.add_parser("describe", help="one mechanism, or a network's, in full")
     describing.add_argument("name", help="of a mechanism, as `list` shows it, or of a model")
-    describing.add_argument("--features", type=int, default=catalogue.FEATURES, help="channels")
+    describing.add_argument("--features", type=int, help="channels of a mechanism's map (256)")
     describing.add_argument("--size", type=int, help="side of the map (56), or of the image (224)")
-    for slot in ("attention", "conv", "context"):
+    for slot in _SLOTS:
         describing.add_argument(
-            f"--{slot}", help=f"{slot} of the model: a name, or name=se,stages=3+4,reduction=8"
+            f"--{slot}", help=f"{slot} of a model: a name, or name=se,stages=3+4,reduction=8"
         )
     describing.set_defaults(run=_describe)
 
@@ -60,8 +63,11 @@ def command_line() -> argparse.ArgumentParser:
     converting.add_argument("source", help=_SOURCE)
     converting.add_argument("out", type=Path, help="a .safetensors or .npz file")
     _add_model(converting)
-    converting.add_argument("--naming", help="of the torch tensors, such as timm (default: found)")
+    converting.add_argument("--naming", help="of SOURCE, if torch's, such as timm (default: found)")
     converting.add_argument("--to", choices=("flax", "torch"), default="flax")
+    converting.add_argument(
+        "--to-naming", help="of OUT with --to torch (default: SOURCE's if torch's, else timm's)"
+    )
     converting.add_argument("--entry", help="which state dict of a torch file that has several")
     converting.add_argument("--force", action="store_true", help="overwrite OUT")
     converting.set_defaults(run=_convert)
@@ -75,6 +81,8 @@ def command_line() -> argparse.ArgumentParser:
     predicting.set_defaults(run=_predict)
     return parser
 
+
+_SLOTS = ("attention", "conv", "context")
 
 _SOURCE = "a file, a directory, or a Hugging Face repository such as timm/resnet50.a1_in1k"
 
@@ -91,46 +99,87 @@ def _list(given: argparse.Namespace) -> None:
 
 
 def _describe(given: argparse.Namespace) -> None:
-    if given.name not in MODELS:
-        size = catalogue.SIZE if given.size is None else given.size
-        print(catalogue.describe(given.name, features=given.features, size=size))
+    slots = {slot: text for slot in _SLOTS if (text := getattr(given, slot)) is not None}
+    if given.name in MODELS:
+        _refuse({"features": given.features}, f"{given.name} is a model, which has its own")
+        size = 224 if given.size is None else given.size
+        if size < 1:
+            raise InputError(f"size={size} is below one: use 1 or more.")
+        try:
+            model = create_model(given.name, **{slot: _placement(slots[slot]) for slot in slots})
+            print(describe_network(given.name, model, (1, size, size, 3)))
+        except TypeError as error:
+            if not slots:
+                raise
+            flags = " ".join(f"--{slot} {text}" for slot, text in slots.items())
+            raise InputError(f"{flags}: {error}; check the kinds of its values.") from error
         return
-    slots: dict[str, Any] = {
-        slot: _placement(value)
-        for slot in ("attention", "conv", "context")
-        if (value := getattr(given, slot)) is not None
-    }
-    size = 224 if given.size is None else given.size
-    model = create_model(given.name, **slots)
-    print(describe_network(given.name, model, (1, size, size, 3)))
+    features = catalogue.FEATURES if given.features is None else given.features
+    size = catalogue.SIZE if given.size is None else given.size
+    try:
+        text = catalogue.describe(given.name, features=features, size=size)
+    except InputError:
+        if given.name in ATTENTION or not difflib.get_close_matches(given.name, MODELS):
+            raise
+        raise unknown("mechanism or model", given.name, {*ATTENTION, *MODELS}) from None
+    _refuse(slots, f"{given.name} is a mechanism, not a model that has some")
+    print(text)
 
 
-def _placement(text: str) -> dict[str, Any]:
-    """A placement as it is written on a command line: se, or name=se,stages=3+4,reduction=8."""
+def _refuse(flags: dict[str, Any], reason: str) -> None:
+    """InputError for the flags of the other kind of name."""
+    for flag, value in flags.items():
+        if value is not None:
+            raise InputError(f"--{flag} {value}: {reason}; leave it out.")
+
+
+def _placement(text: str) -> Any:
+    """A placement as it is written on a command line: se, or name=se,stages=3+4,reduction=8; False
+    for none, None for the model's own."""
+    if text in ("False", "None"):
+        return _value(text)
     fields: dict[str, Any] = {}
     for part in text.split(","):
         field, equals, value = part.partition("=")
         if not equals:
             field, value = "name", part
-        numbers = [int(n) if n.isdecimal() else n for n in value.split("+")]
-        fields[field] = _WORDS.get(value, numbers[0] if len(numbers) == 1 else tuple(numbers))
+        values = tuple(map(_value, value.split("+")))
+        fields[field] = values[0] if len(values) == 1 else values
     return fields
 
 
-_WORDS = {"True": True, "False": False, "None": None}
+def _value(text: str) -> Any:
+    """A number, True, False or None where Python reads one; else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _convert(given: argparse.Namespace) -> None:
+    if given.to_naming is not None and given.to != "torch":
+        raise InputError(f"--to-naming {given.to_naming} is of torch's tensors: add --to torch.")
     checkpoint, model = _model_of(given, given.source)
     input_shape = (1, *Preprocessing.of(checkpoint.config).input_size)
-    tensors = read(checkpoint, entry=given.entry)
-    loaded = load_pretrained(model, tensors, input_shape, naming=given.naming)
+    loaded = load_pretrained(model, checkpoint, input_shape, naming=given.naming, entry=given.entry)
+    if given.naming is not None and loaded.naming == FLAX:
+        raise InputError(
+            f"--naming {given.naming} is of torch's tensors, and {checkpoint.path} has Flax's: "
+            f"leave it out, or name those of {given.out} with --to torch --to-naming."
+        )
+    made, written = loaded.variables, FLAX
     if given.to == "torch":
-        made = to_torch(loaded.variables, given.naming, module=model)
-    else:
-        made = loaded.variables
+        written = given.to_naming or _usual_naming(model, loaded.naming)
+        made = to_torch(loaded.variables, written, module=model)
     write(given.out, made, config=checkpoint.config, overwrite=given.force)
-    print(f"{checkpoint.path} ({loaded.naming}) -> {given.out} ({given.to}), {_size(given.out)}")
+    print(f"{checkpoint.path} ({loaded.naming}) -> {given.out} ({written}), {_size(given.out)}")
+
+
+def _usual_naming(model: Any, read: str) -> str:
+    """The source's own; for Flax's arrays that of timm or torchvision, whichever has the model."""
+    if read != FLAX:
+        return read
+    return next((name for name in ("timm", "torchvision") if name in tables(model)), OWN)
 
 
 def _predict(given: argparse.Namespace) -> None:

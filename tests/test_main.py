@@ -1,4 +1,5 @@
-"""python -m flaxattn convert | predict; list and describe are tested with the catalogue."""
+"""python -m flaxattn: convert and predict, and what describe refuses; the rest of describe and list
+are tested with the catalogue."""
 
 import functools
 import json
@@ -13,7 +14,10 @@ from safetensors.torch import load_file
 from flaxattn import MODELS, weights
 from flaxattn.__main__ import main
 from flaxattn.models import ResNet
-from flaxattn.weights import architecture
+from flaxattn.models.vgg import VGG
+from tests.models.test_vgg import SIZES
+from tests.models.test_vgg import small as small_vgg
+from tests.torch_reference.torchvision_shim import timm, torchvision
 
 TINY = functools.partial(
     ResNet,
@@ -33,8 +37,6 @@ CONFIG = {
 @pytest.fixture(autouse=True)
 def model(monkeypatch):
     monkeypatch.setitem(MODELS, "tiny", TINY)
-    monkeypatch.setattr(architecture, "MODELS", dict.fromkeys(("resnet18", "tiny"), TINY))
-    monkeypatch.setattr(architecture, "_SECONDS", 600)
     return TINY(num_classes=3)
 
 
@@ -85,12 +87,75 @@ def test_to_flax_and_back(capsys, folder, variables, tmp_path, suffix):
         for path, _ in jax.tree.leaves_with_path(variables)
     }
 
-    command(capsys, "convert", flax, back, "--to", "torch", "--naming", "articles")
+    line = command(capsys, "convert", flax, back, "--to", "torch", "--to-naming", "articles")
+    assert line.startswith(f"{flax} (flax) -> {back} (articles), ")
     original = torch.load(folder / "pytorch_model.bin")["state_dict"]
     tensors = load_file(back)
     assert {f"module.{key}" for key in tensors} == original.keys()
     assert all(torch.equal(tensors[key], original[f"module.{key}"]) for key in tensors)
     assert weights.fetch(back).config["label_names"] == CONFIG["label_names"]
+
+
+@pytest.mark.parametrize(("naming", "written"), [(None, "articles"), ("timm", "timm")])
+def test_torchs_tensors_keep_their_names_or_get_others(capsys, folder, tmp_path, naming, written):
+    out = tmp_path / "out.safetensors"
+    given = [] if naming is None else ["--to-naming", naming]
+    line = command(capsys, "convert", folder, out, "--to", "torch", *given)
+    assert f"(articles) -> {out} ({written}), " in line
+    original = torch.load(folder / "pytorch_model.bin")["state_dict"]
+    same = {key.removeprefix("module.") for key in original} == load_file(out).keys()
+    assert same == (written == "articles")
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("timm", "resnet18"),
+        ("timm", "skresnet18"),
+        ("timm", "legacy_seresnet18"),
+        ("timm", "regnety_002"),
+        ("timm", "small_vgg"),
+        ("timm", "mobilenetv2_035"),
+        ("timm", "mobilenetv3_small_050"),
+        ("timm", "efficientnet_b0"),
+        ("torchvision", "resnet18"),
+        ("torchvision", "small_vgg"),
+        ("torchvision", "mobilenet_v3_small"),
+    ],
+)
+def test_torch_takes_what_it_is_given_back(capsys, monkeypatch, tmp_path, source, name):
+    """Its own keys from its own file; and timm's from Flax's arrays."""
+    torch.manual_seed(0)
+    if name == "small_vgg":
+        _, network = small_vgg(source, batch_norm=True)
+        fields = {"batch_norm": True, "width": 8, "hidden_features": 24}
+        monkeypatch.setitem(MODELS, name, functools.partial(VGG, SIZES["small"], **fields))
+    elif source == "timm":
+        network = timm.create_model(name, num_classes=5)
+    else:
+        network = torchvision.models.get_model(name, num_classes=5)
+    state = {k: t for k, t in network.state_dict().items() if "num_batches_tracked" not in k}
+    given, flax, back = (tmp_path / f for f in ("given.pth", "flax.safetensors", "back.npz"))
+    torch.save(network.state_dict(), given)
+    model = ("--model", name, "--num-classes", "5")
+    command(capsys, "convert", given, flax, *model)
+    for file in (given, flax) if source == "timm" else (given,):
+        command(capsys, "convert", file, back, *model, "--to", "torch", "--force")
+        tensors = weights.read(back)
+        assert tensors.keys() == state.keys()
+        for key, tensor in state.items():
+            np.testing.assert_array_equal(tensors[key], tensor.numpy(), strict=True, err_msg=key)
+
+
+def test_namings_in_and_out_are_not_confused(capsys, folder, tmp_path):
+    flax, out = tmp_path / "flax.npz", tmp_path / "out.npz"
+    command(capsys, "convert", folder, flax)
+    sentence = refused(capsys, "convert", flax, out, "--to", "torch", "--naming", "timm")
+    assert "has Flax's: leave it out, or name those of" in sentence
+    assert "add --to torch" in refused(capsys, "convert", folder, out, "--to-naming", "timm")
+    given = ("convert", folder, out, "--to", "torch", "--to-naming")
+    assert "unknown naming of ResNet 'tim': did you mean timm" in refused(capsys, *given, "tim")
+    assert "(own), " in command(capsys, *given, "own")
 
 
 def test_a_file_that_exists_stays(capsys, folder, tmp_path):
@@ -166,3 +231,30 @@ def test_what_cannot_be_predicted(capsys, folder, picture, tmp_path):
     assert "cannot read class names" in refused(
         capsys, "predict", picture, "--weights", folder, "--labels", tmp_path / "none.txt"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["resnet5O"], "unknown mechanism or model 'resnet5O': did you mean resnet50"),
+        (["cbma"], "unknown attention 'cbma': did you mean cbam"),
+        (["psa"], "'psa'"),
+        (["tiny", "--features", "7"], "--features 7: tiny is a model, which has its own; leave"),
+        (["se", "--attention", "cbam"], "--attention cbam: se is a mechanism, not a model"),
+        (["tiny", "--size", "0"], "size=0 is below one: use 1 or more"),
+        (["tiny", "--attention", "se,reduction=-1"], "reduction=-1"),
+        (["tiny", "--attention", "se,reduction=0.5"], "reduction=0.5"),
+        (["tiny", "--attention", "se,reduction=few"], "--attention se,reduction=few: '<' not"),
+        (["tiny", "--attention", "se,=3"], "unknown field"),
+    ],
+)
+def test_what_cannot_be_described(capsys, arguments, sentence):
+    assert sentence in refused(capsys, "describe", *arguments)
+
+
+def test_a_placement_on_the_command_line(capsys):
+    given = ("describe", "seresnet18", "--size", "32", "--attention")
+    own = command(capsys, *given, "None")
+    assert "layer1_0/se" in own
+    assert "layer1_0/se" not in command(capsys, *given, "False")
+    assert command(capsys, *given, "se,reduction=16,use_bias=True,stages=1+2") != own

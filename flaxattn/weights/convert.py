@@ -11,13 +11,18 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from flaxattn.errors import InputError
-from flaxattn.weights.naming import Table, TorchName, is_derived, table, tables, torch_name
+from flaxattn.weights.naming import (
+    FLAX,
+    OWN,
+    Table,
+    TorchName,
+    is_derived,
+    table,
+    tables,
+    torch_name,
+)
 
 _COUNTER = "num_batches_tracked"  # torch's count of training steps: no part of the function
-
-# Names of namings that are no table: ours for torch's keys, and the paths of Flax arrays.
-OWN = "own"
-FLAX = "flax"
 
 Path = tuple[str, ...]
 Targets = Mapping[Path, jax.ShapeDtypeStruct]
@@ -64,9 +69,13 @@ def to_torch(
 ) -> dict[str, np.ndarray]:
     """The torch state dict of `variables`: `load` read backwards, bit for bit.
 
-    `naming` is a source name in `module.namings`, a table of renames, or None for our own names
-    (torchvision's and timm's, for what they have). Loads with `load_state_dict(strict=True)`: torch
-    itself supplies `num_batches_tracked`. Derived tensors are not in it.
+    `naming` is a source name in `module.namings`, such as "timm"; a table of renames; or None, or
+    "own", for our own names, which are the reference's for many networks and not for all. Under
+    the reference's names it loads with `load_state_dict(strict=True)`: torch itself supplies
+    `num_batches_tracked`. Derived tensors are not in it.
+
+    Raises InputError for an unknown naming, one without its module, and one under which two arrays
+    have the same name.
     """
     renames = table(naming, module)
     tensors = {}

@@ -29,6 +29,10 @@ from flaxattn.errors import InputError, unknown
 
 Table = Sequence[tuple[str, ...]]
 
+# Names of namings that are no table: ours for torch's keys, and the paths of Flax arrays.
+OWN = "own"
+FLAX = "flax"
+
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
@@ -75,8 +79,8 @@ def tables(module: nn.Module) -> Mapping[str, Table]:
 
 
 def table(naming: str | Table | None, module: nn.Module | None) -> Table:
-    """The renames of `naming`: none for None, a table as it is, a name as `module` knows it."""
-    if naming is None:
+    """The renames of `naming`: a table as it is, a name as `module` knows it, none for our own."""
+    if naming is None or naming == OWN:
         return ()
     if not isinstance(naming, str):
         return naming

@@ -12,9 +12,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxattn.errors import InputError, unknown
 from flaxattn.weights.architecture import likeliest
-from flaxattn.weights.convert import FLAX, Fit, abstract_variables, fit, key_of
+from flaxattn.weights.convert import Fit, abstract_variables, fit, key_of
 from flaxattn.weights.files import read, unwrapped
-from flaxattn.weights.naming import Table
+from flaxattn.weights.naming import FLAX, Table
 from flaxattn.weights.sources import Checkpoint
 
 Source = str | Path | Checkpoint | Mapping[str, np.ndarray]
@@ -53,8 +53,8 @@ def load(
         source: what `fetch` knows (a file, a directory, a Hugging Face repository), what it
             answers, or a mapping from torch's keys to arrays.
         input_shape: (N, H, W, C) of an input, from which the module's own shapes follow.
-        naming: one of the source names in `module.namings`, a table of renames, or None to take
-            whichever naming explains all keys. A file of Flax arrays (`write`) needs none.
+        naming: one of the source names in `module.namings`, "own", a table of renames, or None to
+            take whichever naming explains all keys. A file of Flax arrays (`write`) needs none.
 
     Every tensor is used exactly once. Left out are `num_batches_tracked` and what a naming calls
     "derived": tensors that torch computes from a layer's fields and keeps beside its weights. The
@@ -75,6 +75,7 @@ def load_pretrained(
     allow_new: str | Iterable[str] = (),
     grey: bool = False,
     seed: int = 0,
+    entry: str | None = None,
 ) -> Pretrained:
     """`load` for a module that is not quite the checkpoint's, and a report of what is new.
 
@@ -94,6 +95,7 @@ def load_pretrained(
         grey: whether to sum the first kernel over its input channels, for images with one, as timm
             does for in_chans=1: a grey image gives what it gave as three equal channels.
         seed: of the new layers, which get what `module.init(jax.random.key(seed), ...)` gives them.
+        entry: which state dict of a torch file that has several, as of `read`.
 
     Raises InputError as `load` does, for anything else that is missing, unexpected or misshapen.
     """
@@ -104,7 +106,7 @@ def load_pretrained(
         raise InputError(f"{type(module).__name__} cannot have {_axes(input_shape)}.")
     if grey and input_shape[-1] != 1:
         raise InputError(f"grey=True is for images with one channel: {input_shape} has more.")
-    tensors = unwrapped(source) if isinstance(source, Mapping) else read(source)
+    tensors = unwrapped(source) if isinstance(source, Mapping) else read(source, entry=entry)
     hint = "" if isinstance(source, Mapping) else str(source)
     targets, layers = _structure(module, input_shape)
     found = fit(module, targets, tensors, naming)
