@@ -1,8 +1,16 @@
-"""Which model of MODELS a checkpoint is of, by the names and shapes of its tensors."""
+"""Which model of MODELS a checkpoint is of, by the names and shapes of its tensors.
+
+To evaluate a model takes up to seconds, so the nearest are tried first, by two numbers: of tensors,
+and of the values in 3x3 kernels, which no head has and hardly any attention. architectures.json
+has them for every model; `python -m tests.weights.architectures` writes it.
+"""
 
 import functools
+import importlib.resources
+import json
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +20,7 @@ from flax.traverse_util import flatten_dict
 from flaxattn.models import MODELS, create_model
 from flaxattn.weights.convert import Fit, abstract_variables, fit
 
+_TRIES = 8  # models that are near enough: up to five have the same numbers
 _SECONDS = 10  # an error may take as long to name its cause; then the best so far is the answer
 _FLAWS = 2  # as many tensors may not fit in a file of this very model: a head has two
 _ALIKE = 0.5  # the least share of arrays that fit for a name to be worth mentioning
@@ -23,14 +32,16 @@ def likeliest(
     """The model whose weights `tensors` look like, where `module` is another; or None.
 
     Models are evaluated abstractly until one fits but for its head: first those whose name is in
-    `hint`, a file's path or a repository, then all of the class whose first model has most names
-    in common with the tensors, and so on, as long as it has any.
+    `hint`, a file's path or a repository, then the nearest.
     """
-    if type(module) not in _families() or len(found.problems) <= _FLAWS:
+    networks = {type(create_model(name)) for name in MODELS}
+    if type(module) not in networks or len(found.problems) <= _FLAWS:
         return None
+    hinted = sorted((name for name in MODELS if name in hint), key=len, reverse=True)
+    near = nearest(numbers(np.shape(tensor) for tensor in tensors.values()))
     best, name = max(_ALIKE, found.agreement), None
     end = time.monotonic() + _SECONDS
-    for candidate in _by_likelihood(tensors, hint):
+    for candidate in dict.fromkeys([*hinted, *near[:_TRIES]]):
         attempt = _fit(candidate, tensors)
         if attempt.agreement > best:
             best, name = attempt.agreement, candidate
@@ -39,30 +50,34 @@ def likeliest(
     return name
 
 
-def _by_likelihood(tensors: Mapping[str, np.ndarray], hint: str) -> Iterator[str]:
-    """All models, the hinted ones and then those of the likelier classes first."""
-    yield from sorted((name for name in MODELS if name in hint), key=len, reverse=True)
+def numbers(shapes: Iterable[Sequence[int]]) -> tuple[int, int]:
+    """How many tensors there are, without torch's counters, and values in 3x3 kernels.
 
-    shares = {}
-    for family, names in _families().items():
-        keys = set(_fit(names[0], tensors).keys.values())
-        shares[family] = len(keys & tensors.keys()) / len(keys)
-    for family in sorted(shares, key=lambda family: -shares[family]):
-        if shares[family]:
-            yield from _families()[family]
+    The same for torch's order of axes and for ours.
+    """
+    shapes = [tuple(shape) for shape in shapes if len(shape)]
+    kernels = [s for s in shapes if len(s) == 4 and (3, 3) in (s[:2], s[2:])]
+    return len(shapes), sum(map(math.prod, kernels))
 
 
-def _families() -> Mapping[type[nn.Module], list[str]]:
-    """The names of MODELS by the class that they make."""
-    families: dict[type[nn.Module], list[str]] = {}
-    for name in MODELS:
-        families.setdefault(type(create_model(name)), []).append(name)
-    return families
+def nearest(own: Sequence[int]) -> list[str]:
+    """The models by how near their numbers are: those of 3x3 kernels first, then of tensors."""
+
+    def distance(name: str) -> list[float]:
+        return [abs(math.log((a + 1) / (b + 1))) for a, b in zip(own, _known()[name], strict=True)]
+
+    known = [name for name in MODELS if name in _known()]
+    return sorted(known, key=lambda name: distance(name)[::-1])
+
+
+@functools.cache
+def _known() -> Mapping[str, Sequence[int]]:
+    file = importlib.resources.files("flaxattn.weights") / "architectures.json"
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _fit(name: str, tensors: Mapping[str, np.ndarray]) -> Fit:
-    model = create_model(name)
-    return fit(model, _targets(name), tensors)
+    return fit(create_model(name), _targets(name), tensors)
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """Checkpoints of a network that is not quite the one at hand, and of quite another."""
 
+import json
 from typing import ClassVar
 
 import jax
@@ -8,9 +9,10 @@ import pytest
 import torch
 from flax import linen as nn
 
-from flaxattn import Conv, InputError, create_attention, create_model, weights
+from flaxattn import MODELS, Conv, InputError, create_attention, create_model, weights
 from flaxattn.weights import architecture, load_pretrained
 from tests.torch_reference.torchvision_shim import timm
+from tests.weights import architectures
 
 SHAPE = (1, 32, 32, 3)
 TINY = {"width": 8, "num_classes": 5}
@@ -259,32 +261,79 @@ def test_a_naming_is_reported():
     assert load_pretrained(model, state, SHAPE).naming == "articles"
 
 
-def state_without_numbers(name, **fields):
+@pytest.fixture
+def tried(monkeypatch):
+    """The models that a checkpoint is compared with to name the likeliest, as they come."""
+    names, really = [], architecture._fit
+    monkeypatch.setattr(
+        architecture, "_fit", lambda *given: names.append(given[0]) or really(*given)
+    )
+    return names
+
+
+def state_without_numbers(name, naming=None, **fields):
     model = create_model(name, **fields)
     zeros = jax.tree.map(
         lambda leaf: np.broadcast_to(np.float32(0), leaf.shape),
         weights.abstract_variables(model, SHAPE),
     )
-    return weights.to_torch(zeros)
+    return weights.to_torch(zeros, naming, module=model)
 
 
 @pytest.mark.parametrize(
-    ("model", "checkpoint"), [("resnet34", "resnet18"), ("resnet18", "resnet50")]
+    ("model", "checkpoint", "naming"),
+    [
+        ("resnet50", "skresnet18", "timm"),
+        ("resnet18", "legacy_seresnet18", "timm"),
+        ("resnet50", "regnety_002", "timm"),
+        ("resnet18", "vgg11", "torchvision"),
+        ("mobilenetv3_small_100", "mobilenetv3_small_050", "timm"),
+        ("mobilenetv3_small_100", "efficientnet_b0", "timm"),
+        ("mobilenetv2_100", "mobilenetv2_035", "timm"),
+    ],
 )
-def test_another_architecture_is_named(model, checkpoint):
-    state = state_without_numbers(checkpoint, num_classes=10)
+def test_another_architecture_is_named(tried, model, checkpoint, naming):
+    """Of all models, in the time there is; none is tried that has other numbers."""
+    state = state_without_numbers(checkpoint, naming, num_classes=10)
     with pytest.raises(InputError, match=f"look like the weights of {checkpoint}:\n"):
         weights.load(create_model(model), state, SHAPE)
+    known = json.loads(architectures.FILE.read_text())
+    assert [known[name] for name in tried] == [known[checkpoint]] * len(tried)
 
 
-def test_a_models_name_in_the_path_is_tried_first(tmp_path, monkeypatch):
+def test_another_architecture_is_named_in_spite_of_new_attention():
+    state = state_without_numbers("resnet18", num_classes=10, attention=SE)
+    with pytest.raises(InputError, match="look like the weights of resnet18:\n"):
+        weights.load(create_model("resnet50"), state, SHAPE)
+
+
+@pytest.mark.parametrize("name", ["resnet10", "vgg11_bn", "test_resnet", "test_efficientnet"])
+def test_the_numbers_of_architectures_are_theirs(name):
+    known = json.loads(architectures.FILE.read_text())
+    assert list(known) == list(MODELS), "run python -m tests.weights.architectures"
+    assert known[name] == list(architectures.numbers_of(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_the_numbers_of_every_architecture_are_its_own(name):
+    test_the_numbers_of_architectures_are_theirs(name)
+
+
+def test_every_architecture_is_among_the_nearest():
+    """None is lost among those with the same numbers, nor with a layer more."""
+    for name, (tensors, values) in json.loads(architectures.FILE.read_text()).items():
+        for more in (0, 4):
+            assert name in architecture.nearest((tensors + more, values))[: architecture._TRIES]
+
+
+def test_a_models_name_in_the_path_is_tried_first(tmp_path, tried, monkeypatch):
     path = tmp_path / "resnet50-9c8e357.npz"
     np.savez(path, **state_without_numbers("resnet50", width=8))
-    tried, really = [], architecture._fit
-    monkeypatch.setattr(architecture, "_fit", lambda *given: tried.append(given) or really(*given))
+    monkeypatch.setattr(architecture, "_SECONDS", -1)
     with pytest.raises(InputError):
         weights.load(tiny(), path, SHAPE)
-    assert tried[0][0] == "resnet50"
+    assert tried == ["resnet50"]
 
 
 def test_a_renamed_key_is_no_other_architecture():
@@ -294,11 +343,13 @@ def test_a_renamed_key_is_no_other_architecture():
     assert "unexpected: layer4.0.norm.bias (64,)" in str(error.value)
 
 
-def test_a_search_that_takes_too_long_ends(monkeypatch):
-    state = state_without_numbers("resnet18")
-    monkeypatch.setattr(architecture, "_SECONDS", -1)  # resnet10 is the first that is compared
+def test_a_search_that_takes_too_long_ends(monkeypatch, tried, tmp_path):
+    path = tmp_path / "resnet10.npz"
+    np.savez(path, **state_without_numbers("resnet18"))
+    monkeypatch.setattr(architecture, "_SECONDS", -1)
     with pytest.raises(InputError, match="do not fit ResNet") as error:
-        weights.load(create_model("resnet34"), state, SHAPE)
+        weights.load(create_model("resnet34"), path, SHAPE)
+    assert tried == ["resnet10"]
     assert "resnet18" not in str(error.value)
 
 
