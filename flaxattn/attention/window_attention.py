@@ -88,7 +88,7 @@ class WindowAttention(nn.Module):
 
     @classmethod
     def timm(cls, **fields) -> "WindowAttention":
-        """timm's: it rolls a map before it pads it, which differs where it does both."""
+        """timm's, which rolls a map before it pads it: the default unless shift_size is above 0."""
         return cls(**{"roll_first": True, **fields})
 
     @nn.compact

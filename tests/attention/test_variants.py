@@ -36,7 +36,9 @@ def behaviour(name, variant, channels):
         trained = layer.apply(given, x, train=True, mutable=["batch_stats"], rngs={"dropout": key})
         return layer.apply(given, x), trained
 
-    return given, jax.jit(run)(given, jax.random.key(1), x)
+    seen = jax.jit(run)(given, jax.random.key(1), x)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(seen))
+    return given, seen
 
 
 def start(name, variant):
@@ -50,7 +52,7 @@ def differ(one, other):
     if jax.tree.map(jnp.shape, one) != jax.tree.map(jnp.shape, other):
         return True
     return any(
-        not np.allclose(a, b, rtol=1e-4, atol=1e-5)
+        not np.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     )
 
@@ -64,6 +66,12 @@ def pairs():
             if layer not in layers.values():  # by its fields it may be the default, or another
                 layers[variant] = layer
         yield from ((name, *pair) for pair in itertools.combinations(layers, 2))
+
+
+def test_nothing_differs_from_itself_and_all_from_another_number():
+    for value in (1.0, np.nan, np.inf):
+        assert not differ((value,), (value,))
+        assert differ((value,), (2.0,))
 
 
 @pytest.mark.parametrize(("name", "one", "other"), list(pairs()))
