@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import linen as nn
+from flax.errors import ScopeParamShapeError
+from flax.traverse_util import flatten_dict
 
 from flaxattn.errors import InputError
-from flaxattn.weights import Preprocessing
+from flaxattn.weights import Preprocessing, abstract_variables
 
 _BATCH = 32
 
@@ -42,7 +44,8 @@ def predict(
         top: how many; all there are if that is fewer.
 
     Raises InputError for a file that is no complete image, with its path, before anything is
-    answered; for no images, a `top` below 1, and a number of classes that is not the model's.
+    answered; for no images, a `top` below 1, a number of classes that is not the model's, and a
+    number of channels that is not the variables'.
     """
     paths = [images] if isinstance(images, str | Path) else list(images)
     if not paths or top < 1:
@@ -61,8 +64,32 @@ def predict(
         chosen = paths[start : start + size]
         for row, path in enumerate(chosen):
             batch[row] = preprocessing(open_image(path))
-        answers.append(np.asarray(probabilities(variables, batch), np.float64)[: len(chosen)])
+        try:
+            found = probabilities(variables, batch)
+        except ScopeParamShapeError as error:
+            misfit = _misfit(model, variables, preprocessing)
+            if misfit is None:
+                raise
+            raise misfit from error
+        answers.append(np.asarray(found, np.float64)[: len(chosen)])
     return [_best(row, classes, top) for row in np.concatenate(answers)]
+
+
+def _misfit(
+    model: nn.Module, variables: Mapping[str, Any], preprocessing: Preprocessing
+) -> InputError | None:
+    """The error for images of another number of channels than the variables are for."""
+    channels = preprocessing.input_size[-1]
+    shapes = flatten_dict(abstract_variables(model, (1, *preprocessing.input_size)))
+    for path, array in flatten_dict(dict(variables)).items():
+        wanted, shape = shapes[path].shape if path in shapes else (), np.shape(array)
+        if path[-1] == "kernel" and wanted[-2:-1] == (channels,) != shape[-2:-1]:
+            return InputError(
+                f"input_size={preprocessing.input_size} has {channels} channels, and the kernel "
+                f"{'/'.join(path[1:-1])} of these variables {shape[-2]}: use the preprocessing of "
+                f"these weights, or load them for such images (load_pretrained has grey=True)."
+            )
+    return None
 
 
 def open_image(path: str | Path) -> Any:

@@ -1,5 +1,6 @@
 """From a checkpoint that timm wrote, and image files, to the classes that timm finds."""
 
+import flax
 import numpy as np
 import pytest
 import torch
@@ -123,3 +124,20 @@ def test_what_cannot_be_predicted(loaded, pictures, tmp_path):
         predict(model, variables, pictures[0], top=0, **given)
     with pytest.raises(InputError, match="2 names for the 7 classes"):
         predict(model, variables, pictures, classes=["cat", "dog"], **given)
+
+
+def test_grey_images_for_a_network_of_colours(loaded, pictures):
+    model, variables, _ = loaded
+    grey = weights.Preprocessing((32, 32, 1), (0.5,), (0.5,))
+    sentence = r"input_size=\(32, 32, 1\) has 1 channels, and the kernel conv1 of these variables 3"
+    with pytest.raises(InputError, match=sentence):
+        predict(model, variables, pictures, preprocessing=grey)
+    kernel = variables["params"]["conv1"]["kernel"].sum(2, keepdims=True)
+    params = variables["params"] | {"conv1": {"kernel": kernel}}
+    greys = predict(model, variables | {"params": params}, pictures, preprocessing=grey)
+    assert len(greys) == len(pictures)
+    rgb = weights.Preprocessing((32, 32, 3))
+    with pytest.raises(InputError, match=r"has 3 channels, and the kernel conv1 .* 1: use"):
+        predict(model, variables | {"params": params}, pictures, preprocessing=rgb)
+    with pytest.raises(flax.errors.ScopeParamShapeError):
+        predict(model.clone(num_classes=3), variables, pictures, preprocessing=rgb)
