@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 from flax import linen as nn
 
-from flaxattn.errors import unknown
+from flaxattn.errors import InputError, unknown
 from flaxattn.models.efficientnet import EFFICIENTNETS
 from flaxattn.models.mobilenet import MOBILENETS
 from flaxattn.models.placement import Placement
@@ -41,8 +42,8 @@ def create_model(
     Args:
         name: a key of MODELS.
         num_classes: width of the last layer; 0 leaves it out, and the answer is the pooled map.
-        attention: what stands in the residual branches (`placement.place`), or None for what the
-            name says: squeeze-and-excitation in seresnet50, nothing in resnet50.
+        attention: what stands in the residual branches (`placement.place`); None for what the
+            name says, squeeze-and-excitation in seresnet50, nothing in resnet50; or False for none.
         fields: the model's other fields, such as conv, context, stem and dtype (`ResNet`).
 
     Raises InputError for an unknown name or field, and for a placement that cannot be.
@@ -55,6 +56,8 @@ def create_model(
     for field in fields:
         if field not in known:
             raise unknown(f"field of {name}", field, known)
+    if not isinstance(num_classes, Integral):
+        raise InputError(f"num_classes={num_classes!r} is no integer: use 0 or more.")
     if attention is not None:
         fields["attention"] = attention
     return make(num_classes=num_classes, **fields)
