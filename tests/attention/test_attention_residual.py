@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from flaxattn.attention.attention_residual import AttentionResidual
 from flaxattn.attention.dual_attention import DualAttention
 from flaxattn.conv import Conv
 from flaxattn.errors import InputError
-from tests.attention import parity
+from tests.attention import contract, parity
 from tests.attention.parity import Case
 from tests.torch_reference import attention_residual
 
@@ -71,6 +72,8 @@ def test_bfloat16_answers_in_bfloat16_with_float32_gates():
     assert {a.dtype for a in jax.tree.leaves(sown)} == {jnp.dtype("float32")}
     exact = layer.apply(variables, x.astype(jnp.float32))
     assert parity.difference(answer.astype(jnp.float32), exact) < 0.02
+    layer = AttentionResidual(kernel_init=nn.initializers.normal(0.03))
+    contract.check_bfloat16(layer, same_gate="channel")
 
 
 def test_train_changes_nothing():

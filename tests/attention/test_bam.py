@@ -151,4 +151,12 @@ def test_refuses(fields, train, sentence):
 
 
 def test_bfloat16():
+    """Without the spatial branch, whose convolutions round, the gate is that of the channels."""
+
+    def change(variables):
+        last = variables["params"]["gate_s_conv_final"]
+        return jax.tree.map(lambda p: 0 * p if p is last["kernel"] else p, variables)
+
     contract.check_bfloat16(BAM(), same_gate=False)
+    layer = BAM(reduction=4, kernel_init=nn.initializers.normal(0.03))
+    contract.check_bfloat16(layer, change=change)

@@ -125,4 +125,5 @@ def test_what_it_cannot_do(x):
 
 
 def test_bfloat16():
-    contract.check_bfloat16(CBAM(), same_gate=False)
+    layer = CBAM(reduction=4, kernel_init=nn.initializers.normal(0.03))
+    contract.check_bfloat16(layer, same_gate="channel")

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from flaxattn.attention import PyramidSqueeze
 from flaxattn.errors import InputError
@@ -87,5 +88,10 @@ def test_what_it_cannot_do(features, fields, sentence, x):
 
 
 def test_bfloat16():
-    layer = PyramidSqueeze(32, reduction=4, groups=(1, 2, 4, 8))
-    contract.check_bfloat16(layer, same_gate=False)
+    def change(variables):
+        params = contract.picking(variables["params"])
+        return {"params": {**params, "fc1": contract.centred(params["fc1"])}}
+
+    normal = nn.initializers.normal(1.0)
+    layer = PyramidSqueeze(32, reduction=4, groups=(1, 2, 4, 8), kernel_init=normal)
+    contract.check_bfloat16(layer, change=change)

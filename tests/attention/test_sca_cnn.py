@@ -154,4 +154,10 @@ def test_what_it_cannot_do(layer, state, sentence, x):
 
 
 def test_bfloat16():
-    contract.check_bfloat16(SCACNN(8), same_gate=False)
+    def change(variables):
+        channel = variables["params"]["channel"]
+        channel = {**channel, "context": contract.centred(channel["context"])}
+        return {"params": {**variables["params"], "channel": channel}}
+
+    layer = SCACNN(8, kernel_init=nn.initializers.normal(1.0))
+    contract.check_bfloat16(layer, same_gate="channel", change=change)

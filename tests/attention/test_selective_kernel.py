@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import linen as nn
 
 from flaxattn import weights
 from flaxattn.attention import SelectiveKernel, create_attention
@@ -228,3 +229,5 @@ def test_what_it_cannot_do(variant, fields, sentence, x):
 
 def test_bfloat16():
     contract.check_bfloat16(SelectiveKernel(32), same_gate=False)
+    layer = SelectiveKernel(32, norm=None, fc_init=nn.initializers.normal(0.02))
+    contract.check_bfloat16(layer, change=contract.picking)

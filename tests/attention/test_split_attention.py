@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from torch import nn as torch_nn
 
 from flaxattn.attention import SplitAttention
@@ -145,3 +146,5 @@ def test_what_it_cannot_do(fields, sentence, x):
 
 def test_bfloat16():
     contract.check_bfloat16(SplitAttention(32), same_gate=False)
+    layer = SplitAttention(32, norm=None, kernel_init=nn.initializers.normal(0.02))
+    contract.check_bfloat16(layer, change=contract.picking)
