@@ -158,7 +158,7 @@ def test_the_snippets_of_the_readme_run_in_their_order(files):
 
     assert names["y"].shape == names["x"].shape
     assert names["logits"].shape == (1, 1000)
-    assert len(names["maps"]) == 4
+    assert len(names["maps"]) == len(names["model"].feature_strides) == 5
     # Stages 3 and 4 of ResNet-50 have nine blocks.
     assert len(jax.tree.leaves(names["seen"])) == 9
     assert names["Block"]().init_with_output(jax.random.key(0), names["x"])[0].shape[-1] == 64
