@@ -86,5 +86,5 @@ def picking(variables):
 
 
 def centred(layer):
-    """So biased that inputs around 100 give outputs around zero, where sigmoid and tanh are steep."""
+    """So biased that inputs around 100 give outputs around zero, where sigmoids are steep."""
     return {**layer, "bias": -100 * layer["kernel"].sum(-2).reshape(-1)}

@@ -41,7 +41,7 @@ class Case(NamedTuple):
         naming: of the reference's weights.
         maps: sizes (H, W) to compare on; of one or three axes for layers that take such maps. If
             the rows are names alone, what is left of MAPS is compared too, under make test-all.
-        refused: sizes in MAPS that the layer refuses, or its reference fails on.
+        refused: sizes in MAPS that the layer refuses, its reference fails on, or another case has.
         modes: values of `train` to compare in.
         features: channels of the input.
         refuses: whether train mode is refused by both sides for (N, H, W): batch normalisation
@@ -52,6 +52,8 @@ class Case(NamedTuple):
             bias that batch normalisation or a softmax takes away again: measured against the
             largest gradient of all.
         dtypes: to compare in, fewer where torch fails in one.
+        batches: sizes of the batch, fewer where the reference fails on one.
+        slow: leave it all to make test-all, where it takes too many seconds.
         seed: of the weights and the input. Another than 0 where two of the values drawn from 0 are
             so nearly one maximum that rounding chooses which of them gets the gradient, or where
             torch's own float32 answers for them are farther from its float64 ones than the bound.
@@ -69,6 +71,8 @@ class Case(NamedTuple):
     exact: bool = False
     cancelled: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ("float32", "float64")
+    batches: tuple[int, ...] = BATCHES
+    slow: bool = False
     seed: int = 0
 
     @property
@@ -94,13 +98,13 @@ class Case(NamedTuple):
 
         def is_quick(n, size):
             if size in extremes:
-                return n == BATCHES[0] and dtype == "float32"
+                return n == self.batches[0] and dtype == "float32"
             single = not extremes or "float64" not in self.dtypes
-            return size in self.maps and n == BATCHES[-1] and (dtype == "float64" or single)
+            return size in self.maps and n == self.batches[-1] and (dtype == "float64" or single)
 
         return [
-            ((n, *size, self.features), not is_quick(n, size))
-            for n in BATCHES
+            ((n, *size, self.features), self.slow or not is_quick(n, size))
+            for n in self.batches
             for size in (*self.maps, *sorted(left))
         ]
 

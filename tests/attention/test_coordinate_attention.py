@@ -24,7 +24,7 @@ CASES = [
         lambda: coordinate_attention.CoordAtt(32),
         "official",
         maps=MAPS,
-        refused=((1, 1),),  # in train mode: see above
+        refused=((1, 1),),
     ),
     Case(
         ("coordinate.official, one position",),
@@ -33,6 +33,23 @@ CASES = [
         "official",
         maps=((1, 1),),
         modes=(False,),
+    ),
+    Case(
+        ("coordinate.official, one position in train mode",),
+        {},
+        lambda: coordinate_attention.CoordAtt(32),
+        "official",
+        maps=((1, 1),),
+        modes=(True,),
+        batches=(4,),
+    ),
+    Case(
+        ("coordinate.timm, one position",),
+        {},
+        lambda: timm.layers.coord_attn.CoordAttn(32),
+        "timm",
+        maps=((1, 1),),
+        batches=(4,),
     ),
     Case(
         ("coordinate.timm",),

@@ -19,7 +19,17 @@ CASES = [
         lambda: efficient_local.EfficientLocal(32, 5, num_groups=32),
         "circulating",
         maps=((13, 7),),
-        refused=((1, 1),),  # one value in each group
+        refused=((1, 1),),
+    ),
+    # One value in each group, which the norm takes away: of a single sample torch refuses that.
+    Case(
+        ("ela.tiny, one position",),
+        {},
+        lambda: efficient_local.EfficientLocal(32, 5, num_groups=32),
+        "circulating",
+        maps=((1, 1),),
+        batches=(4,),
+        cancelled=("conv.weight", "gn.weight"),
     ),
     Case(
         ("ela.small",),

@@ -21,6 +21,15 @@ CASES = [
         maps=((56, 56), (13, 7)),
         refused=((1, 1),),
     ),
+    # The norm of a single value is zero, and so is its scale's gradient.
+    Case(
+        ("shuffle.official, one position",),
+        {"groups": 4},
+        lambda: shuffle_attention.ShuffleAttention(32, 4),
+        "official",
+        maps=((1, 1),),
+        cancelled=("gn.weight",),
+    ),
     Case(
         ("shuffle, 1 channel a share",),
         {"groups": 16},

@@ -8,19 +8,15 @@ from torch.nn import functional as F
 def point_wise(logits, size, kind):
     """Logits (B, mh, mw, h, w) by offset to (B, sources, targets); zero outside the mask."""
     mask, (height, width) = logits.shape[1:3], size
-    half = [(length - 1) // 2 for length in mask]
-    out = logits.new_zeros(len(logits), height, width, height, width)
-    for y in range(height):
-        for x in range(width):
-            # The offsets i - half of the mask that stay on the map.
-            rows = range(max(0, half[0] - y), min(mask[0], height + half[0] - y))
-            columns = range(max(0, half[1] - x), min(mask[1], width + half[1] - x))
-            for i in rows:
-                for j in columns:
-                    other = (y + i - half[0], x + j - half[1])
-                    source, target = ((y, x), other) if kind == "distribute" else (other, (y, x))
-                    out[(slice(None), *source, *target)] = logits[:, i, j, y, x]
-    return out.reshape(len(logits), height * width, height * width)
+    # The predicting position (y, x) against each other one: the offset, counted from the mask's
+    # first, at which it sees that.
+    y, x = torch.arange(height)[:, None, None, None], torch.arange(width)[:, None, None]
+    i = torch.arange(height)[:, None] - y + (mask[0] - 1) // 2
+    j = torch.arange(width) - x + (mask[1] - 1) // 2
+    seen = (i >= 0) & (i < mask[0]) & (j >= 0) & (j < mask[1])
+    out = logits[:, i.clamp(0, mask[0] - 1), j.clamp(0, mask[1] - 1), y, x] * seen
+    out = out.reshape(len(logits), height * width, height * width)
+    return out if kind == "distribute" else out.transpose(1, 2)
 
 
 class PSA(nn.Module):
