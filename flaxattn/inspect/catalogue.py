@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import re
 import sys
+import textwrap
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +42,8 @@ shifted products does not.
 `python -m flaxattn describe NAME` shows one mechanism in full, and
 `flaxattn.create_attention(NAME, variant=VARIANT)` makes it.
 
+{sharing}
+
 {table}
 
 ## Variants
@@ -50,6 +53,14 @@ weights any two of a mechanism differ, unless one is said to be the default. The
 `flaxattn.weights.load`.
 
 {variants}"""
+
+
+# It is no mechanism of its own, so the table cannot have it.
+_SHARING = (
+    "Any of them can share one set of weights: between maps, such as the levels of a pyramid, by "
+    "`flaxattn.attention.SharedAttention`, between the blocks of a network by `share=True` in its "
+    "slot."
+)
 
 
 class Variant(NamedTuple):
@@ -107,7 +118,7 @@ def text() -> str:
             (row.name, row.role, f"{row.parameters:,}", mmacs(row.macs), variants, summary)
         )
     count = f"{len(lines) - 1} mechanisms, at {FEATURES} channels on {SIZE}x{SIZE}."
-    return "\n".join([*aligned(lines, right=(2, 3)), "", count])
+    return "\n".join([*aligned(lines, right=(2, 3)), "", count, _SHARING.replace("`", "")])
 
 
 def markdown() -> str:
@@ -130,7 +141,11 @@ def markdown() -> str:
         table.append("| " + " | ".join(cells) + " |")
         variants += [f"| `{row.name}` | `{v.name}` | {v.summary} |" for v in row.variants]
     return _PAGE.format(
-        features=FEATURES, size=SIZE, table="\n".join(table), variants="\n".join(variants)
+        features=FEATURES,
+        size=SIZE,
+        sharing=textwrap.fill(_SHARING, 100),
+        table="\n".join(table),
+        variants="\n".join(variants),
     )
 
 

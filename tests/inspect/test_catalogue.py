@@ -105,6 +105,13 @@ def test_list_shows_every_mechanism(capsys):
         assert part in cbam
 
 
+def test_list_and_page_say_how_to_share_weights(capsys):
+    assert main(["list"]) == 0
+    for text in (capsys.readouterr().out, markdown()):
+        for part in ("flaxattn.attention.SharedAttention", "share=True"):
+            assert part in text
+
+
 @pytest.mark.parametrize("name", ATTENTION)
 def test_describe_shows_everything_about_one(name, capsys):
     assert main(["describe", name]) == 0
