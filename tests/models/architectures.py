@@ -125,5 +125,11 @@ def with_section(page, mark, text):
 
 
 if __name__ == "__main__":
-    page = with_section(PAGE.read_text(), "architectures", errors_table(measured(sys.argv[1:])))
-    PAGE.write_text(with_section(page, "families", families_table()))
+    tables = {
+        "architectures": errors_table(measured(sys.argv[1:])),
+        "families": families_table(),
+    }
+    page = PAGE.read_text()
+    for mark, table in tables.items():
+        page = with_section(page, mark, table)
+    PAGE.write_text(page)
