@@ -57,9 +57,9 @@ weights any two of a mechanism differ, unless one is said to be the default. The
 
 # It is no mechanism of its own, so the table cannot have it.
 _SHARING = (
-    "Any of them can share one set of weights: between maps, such as the levels of a pyramid, by "
-    "`flaxattn.attention.SharedAttention`, between the blocks of a network by `share=True` in its "
-    "slot."
+    "One set of weights can serve several maps, such as the levels of a pyramid, by "
+    "`flaxattn.attention.SharedAttention`, and equally wide blocks of a network by `share=True` in "
+    "their slot."
 )
 
 
