@@ -24,7 +24,14 @@ def assert_bit_equal(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
-@pytest.mark.parametrize("name", digits.SLOTS)
+# One of each slot; that every one fits its data is the next test, and that it trains test-all.
+FEW = ("none", "se", "sk")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in FEW else [pytest.mark.slow]) for n in digits.SLOTS],
+)
 def test_every_digits_experiment_trains(data_dir, tmp_path, name):
     config = digits.get_config(f"{name},debug")
     config.data.data_dir = data_dir
