@@ -25,7 +25,7 @@ def assert_bit_equal(left, right):
 
 
 # One of each slot; that every one fits its data is the next test, and that it trains test-all.
-FEW = ("none", "se", "sk")
+FEW = ("none", "se", "self_attention", "sk")
 
 
 @pytest.mark.parametrize(
