@@ -39,6 +39,8 @@ NETWORKS = {
     "vgg11_bn": ("attention", {"after": "conv4_2"}, 32, {"hidden_features": 64}),
     "mobilenetv3_small_100": ("context", {"stages": 4}, 64, {}),
 }
+# What remembers the blocks before has no part in a layer that stands alone.
+UNUSED = {("hidden_fc1", "kernel"), ("hidden_fc1", "bias"), ("hidden_fc2", "kernel")}
 # Of each kind of start one, and the slow rest under make test-all.
 FEW = ("gated_channel", "generalized", "global_context", "se", "simam", "triplet")
 
@@ -70,7 +72,7 @@ def plain(network, size, **fields):
 def check(base, slot, placement, *, steps):
     """At most 1e-6 at step 0, a gradient for the new parameters, and after `steps` all moved.
 
-    The new parameters alone are trained.
+    The new parameters alone are trained. In float64 the logits move by 1e-12 at most.
     """
     model, variables, images = base
     grown, all_variables = graft(model, variables, **{slot: placement}, input_shape=images.shape)
@@ -89,7 +91,8 @@ def check(base, slot, placement, *, steps):
         ]
 
     for expected, ours in both(variables, all_variables):
-        assert abs(ours - expected).max() <= 1e-6 * abs(expected).max()
+        bound = 1e-6 if expected.dtype == jnp.float32 else 1e-12
+        assert abs(ours - expected).max() <= bound * abs(expected).max()
 
     labels = jnp.arange(4) % 3
     # Its steps do not shrink with gradients: VGG's are too small for a scale of one to show it.
@@ -114,8 +117,8 @@ def check(base, slot, placement, *, steps):
         if index == 0:
             assert max(abs(gradient).max() for gradient in gradients.values()) > 0
     if steps > 1:
-        same = [path for path in added if np.array_equal(start[path], params[path])]
-        assert not ["/".join(path) for path in same]
+        same = {path[-2:] for path in added if np.array_equal(start[path], params[path])}
+        assert same == (UNUSED if placement.get("name") == "dia" else set())
 
 
 SMALL = {"stage_sizes": (1, 1), "width": 32, "stem": "small"}
@@ -152,7 +155,11 @@ def test_every_mechanism_learns_in_whole_networks(name, network):
     ],
 )
 def test_convolutions_are_replaced_in_whole_networks(network, name, fields):
-    check(plain(network, 32), "conv", {"name": name, "stages": (2, 3), **fields}, steps=20)
+    """In float64: larger kernels and mixed ones round otherwise, and train mode's norms, of four
+    values in the last stage, make up to 1.2e-4 of the logits of that in float32."""
+    placement = {"name": name, "stages": (2, 3), **fields}
+    with jax.enable_x64(True):
+        check(plain(network, 32, param_dtype="float64"), "conv", placement, steps=20)
 
 
 @pytest.mark.parametrize("variant", [None, "official", "timm", "light"])
@@ -168,7 +175,7 @@ def test_in_float64():
 
 
 def test_after_the_add():
-    check(small("resnet50"), "context", "non_local", steps=20)
+    check(small("resnet50"), "context", {"name": "non_local"}, steps=20)
 
 
 @pytest.mark.parametrize(
