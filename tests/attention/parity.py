@@ -88,8 +88,7 @@ class Case(NamedTuple):
         """Inputs (N, H, W, C) of each batch size and map, and whether test-all alone has it.
 
         Of `maps`, make test takes the largest and the single position with a batch of one, in
-        float32, and the others with the larger batch, in float64; in float32 too where there is
-        no other in it.
+        float32, and the others with the larger batch, in float64.
         """
         if dtype not in self.dtypes:
             return []
@@ -99,8 +98,8 @@ class Case(NamedTuple):
         def is_quick(n, size):
             if size in extremes:
                 return n == self.batches[0] and dtype == "float32"
-            single = not extremes or "float64" not in self.dtypes
-            return size in self.maps and n == self.batches[-1] and (dtype == "float64" or single)
+            widest = dtype == "float64" or "float64" not in self.dtypes
+            return size in self.maps and n == self.batches[-1] and widest
 
         return [
             ((n, *size, self.features), self.slow or not is_quick(n, size))

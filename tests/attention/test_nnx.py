@@ -19,7 +19,36 @@ def linen_variables(module):
     return {"params": pure, "batch_stats": statistics}
 
 
-@pytest.mark.parametrize("name", ATTENTION)
+# Those that take seconds to compile and have nothing for the bridge that the others lack.
+LONG = {
+    "bat",
+    "botnet",
+    "ela",
+    "generalized",
+    "global_context",
+    "grouped_se",
+    "gsop",
+    "halo",
+    "lambda",
+    "lka",
+    "lsk",
+    "lska",
+    "multi_head",
+    "polarized",
+    "psanet",
+    "pyramid_squeeze",
+    "sca_cnn",
+    "sca_residual",
+    "shuffle",
+    "spatial_separable",
+    "strip",
+    "window",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in ATTENTION]
+)
 def test_works_in_nnx(name):
     layer = create_attention(name, **fields(name))
     module = nnx.bridge.ToNNX(layer, rngs=nnx.Rngs(0)).lazy_init(X)

@@ -44,18 +44,33 @@ decode_arch_def = timm.models._efficientnet_builder.decode_arch_def
 round_channels = timm.models._efficientnet_builder.round_channels
 
 NAMES = [*MOBILENETS, *EFFICIENTNETS]
-# Architectures that take a second or more to trace, or differ from another in padding and norm
-# alone; the smaller ones have the same tables.
-LARGE = {
-    name
-    for name in NAMES
-    if name.startswith("tf_")
-    or name.endswith(
-        ("_b3", "_b4", "_b5", "_b6", "_b7", "_b8", "_tv", "_l2", "v2_m", "v2_l", "v2_xl")
-    )
-    or name.endswith(
-        ("mixnet_l", "mixnet_xl", "mixnet_xxl", "fbnetv3_d", "fbnetv3_g", "_rw_m", "el", "_b2")
-    )
+# One of each table; the others differ from it in width, depth, padding and norms.
+QUICK = {
+    "mobilenetv1_100h",
+    "mobilenetv2_035",
+    "mobilenetv2_110d",
+    "mobilenetv3_small_050",
+    "mobilenetv3_large_100",
+    "mobilenetv3_rw",
+    "lcnet_035",
+    "fbnetv3_b",
+    "hardcorenas_a",
+    "mnasnet_small",
+    "semnasnet_050",
+    "spnasnet_100",
+    "fbnetc_100",
+    "mobilenet_edgetpu_100",
+    "mobilenet_edgetpu_v2_xs",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+    "efficientnet_lite0",
+    "efficientnet_es",
+    "efficientnet_cc_b0_4e",
+    "efficientnetv2_rw_t",
+    "mixnet_s",
+    "tinynet_e",
+    "test_efficientnet",
 }
 # Where timm's own default differs from what its weights were trained with.
 TIMM_FIELDS = {"fbnetc_100": {"bn_eps": 1e-3}}
@@ -63,7 +78,7 @@ TIMM_FIELDS = {"fbnetc_100": {"bn_eps": 1e-3}}
 OTHERWISE_IN_TORCHVISION = {f"efficientnet_b{n}" for n in (5, 6, 7)}
 
 everywhere = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LARGE else []) for n in NAMES]
+    "name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in NAMES]
 )
 
 
@@ -213,9 +228,9 @@ def test_the_naming_is_found(name, naming):
     ("name", "theirs"),
     [
         ("mobilenetv3_small_100", "mobilenet_v3_small"),
-        ("tf_mobilenetv3_small_100", "mobilenet_v3_small"),
-        ("efficientnetv2_s", "efficientnet_v2_s"),
-        ("efficientnet_b5", "efficientnet_b5"),
+        pytest.param("tf_mobilenetv3_small_100", "mobilenet_v3_small", marks=pytest.mark.slow),
+        pytest.param("efficientnetv2_s", "efficientnet_v2_s", marks=pytest.mark.slow),
+        pytest.param("efficientnet_b5", "efficientnet_b5", marks=pytest.mark.slow),
     ],
 )
 def test_torchvision_s_weights_do_not_load_into_another_function(name, theirs):

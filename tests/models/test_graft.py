@@ -182,7 +182,11 @@ def test_after_the_add():
     ("block", "placement"),
     [
         ("basic", {"name": "sk", "dilated": False, "groups": 1}),
-        ("bottleneck", {"name": "sk", "dilated": False, "kernel_sizes": (3, 5, 7)}),
+        pytest.param(
+            "bottleneck",
+            {"name": "sk", "dilated": False, "kernel_sizes": (3, 5, 7)},
+            marks=pytest.mark.slow,
+        ),
         ("basic", {"name": "sk", "variant": "article_s2", "softmax": True, "dilated": False}),
         ("basic", {"name": "dynamic_conv"}),
         ("bottleneck", {"name": "cond_conv", "groups": 32, "stages": 2}),

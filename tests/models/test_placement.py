@@ -256,7 +256,10 @@ FIELDS = {"halo": {"block_size": 7}, "shuffle": {"groups": 16}}
 
 @pytest.mark.parametrize(
     ("slot", "position", "block"),
-    [("attention", "mid", "bottleneck"), ("context", "", "basic")],
+    [
+        ("attention", "mid", "bottleneck"),
+        pytest.param("context", "", "basic", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("name", roles("recalibrate", "context"))
 def test_every_layer_works_in_the_branch_and_after_the_add(name, slot, position, block):

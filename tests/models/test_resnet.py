@@ -84,7 +84,7 @@ def test_resnet50_is_torchvisions(size, dtype, record_property):
     [
         ("resnet18", (65, 49), "float32"),
         ("resnet18", (65, 49), "float64"),
-        ("resnet50", (64, 64), "float64"),
+        pytest.param("resnet50", (64, 64), "float64", marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -226,7 +226,9 @@ def test_profiler_window(config, tmp_path, window):
     [
         {"dtype": "bfloat16", "mixup_alpha": 0.2, "cutmix_alpha": 1.0},
         {"optim.accumulation": 4, "optim.clip_norm": 1.0, "optim.name": "adamw"},
-        {"data.workers": 1, "ema_decay": 0.0, "optim.name": "lamb"},
+        pytest.param(
+            {"data.workers": 1, "ema_decay": 0.0, "optim.name": "lamb"}, marks=pytest.mark.slow
+        ),
         {"data.augment.randaugment_ops": 2, "data.augment.erasing": 0.5},
     ],
     ids=str,

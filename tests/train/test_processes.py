@@ -60,7 +60,17 @@ def flags(data_dir):
     return [f"--config.data.data_dir={data_dir}", "--config.log_every=1"]
 
 
-def test_sigkill_at_any_moment_costs_nothing(tmp_path, flags, start):
+@pytest.mark.parametrize(
+    "moments",
+    [
+        ("stepping", "saving"),
+        pytest.param(
+            ("starting", "stepping", "saving", "saving", "evaluated"), marks=pytest.mark.slow
+        ),
+    ],
+    ids=["two", "five"],
+)
+def test_sigkill_at_any_moment_costs_nothing(tmp_path, flags, start, moments):
     """Killed while starting, between saves, in two saves and before its result is written."""
     flags += ["--config.epochs=2.0", "--config.checkpoint_every=3"]
     status, output = finish(start(tmp_path / "whole", *flags))
@@ -68,6 +78,9 @@ def test_sigkill_at_any_moment_costs_nothing(tmp_path, flags, start):
 
     workdir = tmp_path / "killed"
     checkpoints = workdir / "checkpoints"
+
+    def starting():
+        return (workdir / "config.json").exists()
 
     def stepping():
         """Whether the process just started has taken a step: a row of its own is the last."""
@@ -81,9 +94,10 @@ def test_sigkill_at_any_moment_costs_nothing(tmp_path, flags, start):
         """All is done but the curves, the end of the last save, and the result."""
         return (44, "test") in history(workdir)
 
-    for moment in [(workdir / "config.json").exists, stepping, saving, saving, evaluated]:
+    known = {call.__name__: call for call in (starting, stepping, saving, evaluated)}
+    for moment in moments:
         began = time.time()
-        kill_at(moment, start(workdir, *flags))
+        kill_at(known[moment], start(workdir, *flags))
     assert not (workdir / "result.json").exists()
     status, output = finish(start(workdir, *flags))
     assert status == 0, output
@@ -138,6 +152,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path, flags, start, dtype, pea
     assert_same_losses(tmp_path / "two", tmp_path / "one", rtol=tolerance)
 
 
+@pytest.mark.slow
 def test_two_processes_are_told_to_stop_and_one_goes_on(tmp_path, flags, start):
     """What two saved together, one takes to the end: the losses of a run by one throughout.
 
@@ -202,7 +217,11 @@ def assert_same_losses(workdir, other, *, rtol):
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 128 + 15), (signal.SIGINT, 128 + 15)]
+    ("number", "status"),
+    [
+        (signal.SIGTERM, 128 + 15),
+        pytest.param(signal.SIGINT, 128 + 15, marks=pytest.mark.slow),
+    ],
 )
 def test_told_to_stop_it_says_how_to_go_on(tmp_path, flags, start, number, status):
     process = start(tmp_path, *flags, "--config.epochs=50.0")
