@@ -44,10 +44,13 @@ class LayerNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation, over the map and C / num_groups channels (Wu and He 2018).
+    """Group normalisation, over the map and C / num_groups channels (Wu and He, arXiv:1803.08494).
 
-    `reduction_axes` are others than all but the first. For maps that are float32 or wider already.
-    Parameters: scale, bias (C,). Answers in `dtype`, or x's.
+    (N, ..., C) -> the same shape, in x's dtype, or `dtype`; it computes in float32 or wider.
+    `reduction_axes` are others than all but the first. It can stand where a `BatchNorm` does:
+    `train` changes nothing.
+
+    Parameters: scale, bias (C,). Raises InputError for channels that the groups do not divide.
     """
 
     num_groups: int = 32
@@ -59,7 +62,12 @@ class GroupNorm(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        if x.shape[-1] % self.num_groups:
+            raise InputError(
+                f"num_groups={self.num_groups} must divide the {x.shape[-1]} channels: use "
+                f"num_groups={math.gcd(self.num_groups, x.shape[-1])} or another divisor."
+            )
         norm = nn.GroupNorm(
             self.num_groups,
             epsilon=self.epsilon,
@@ -67,7 +75,8 @@ class GroupNorm(nn.Module):
             name="centred",
             **_AS_TORCH,
         )
-        return _affine(self, norm(x.astype(self.dtype or x.dtype)))
+        dtype = self.dtype or x.dtype
+        return _affine(self, norm(x.astype(at_least_float32(dtype)))).astype(dtype)
 
 
 def _affine(layer: Any, y: Array) -> Array:
@@ -79,42 +88,6 @@ def _affine(layer: Any, y: Array) -> Array:
         vector = layer.param(name, init, (y.shape[-1],), layer.param_dtype)
         y = apply(y, _row(vector.astype(y.dtype), y.ndim))
     return y
-
-
-class BatchlessGroupNorm(nn.Module):
-    """`GroupNorm` to stand where a `BatchNorm` does (Wu and He 2018, arXiv:1803.08494).
-
-    It is called with `train`, which changes nothing, and computes in float32 or wider.
-
-    Parameters: scale, bias (C,). Answers in x's dtype, or `dtype`. Raises InputError for channels
-    that the groups do not divide.
-    """
-
-    groups: int = 32
-    epsilon: float = 1e-5
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    scale_init: Initializer = nn.initializers.ones
-    bias_init: Initializer = nn.initializers.zeros
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        if x.shape[-1] % self.groups:
-            raise InputError(
-                f"groups={self.groups} must divide the {x.shape[-1]} channels: use "
-                f"groups={math.gcd(self.groups, x.shape[-1])} or another divisor."
-            )
-        wide = at_least_float32(x.dtype)
-        norm = GroupNorm(
-            self.groups,
-            epsilon=self.epsilon,
-            dtype=wide,
-            param_dtype=self.param_dtype,
-            scale_init=self.scale_init,
-            bias_init=self.bias_init,
-        )
-        nn.share_scope(self, norm)
-        return norm(x.astype(wide)).astype(self.dtype or x.dtype)
 
 
 class BatchNorm(nn.Module):

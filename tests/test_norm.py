@@ -6,7 +6,7 @@ import torch
 
 from flaxattn import BatchNorm
 from flaxattn.errors import InputError
-from flaxattn.norm import BatchlessGroupNorm, GroupNorm, LayerNorm
+from flaxattn.norm import GroupNorm, LayerNorm
 from flaxattn.train.sharding import by_example, make_mesh, replicated
 
 
@@ -67,7 +67,7 @@ def test_a_sharded_batch_is_normalised_as_a_whole():
     )
 
 
-@pytest.mark.parametrize("layer", [BatchlessGroupNorm(4), GroupNorm(4), LayerNorm()])
+@pytest.mark.parametrize("layer", [GroupNorm(4), LayerNorm()])
 @pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
 def test_layer_and_group_norm_are_torchs(layer, param_dtype):
     """Their parameters, in a dtype of their own, stand beside nothing else."""

@@ -5,7 +5,7 @@ All that timm 1.0.31 builds from its ResNet class; and resnet10, which it lacks.
 
 from typing import Any
 
-from flaxattn.norm import BatchlessGroupNorm
+from flaxattn.norm import GroupNorm
 
 Fields = dict[str, Any]
 
@@ -88,7 +88,7 @@ RESNETS: dict[str, Fields] = {
     "resnet34": _R34,
     "resnet34d": {**_R34, **_D},
     "resnet50": _R50,
-    "resnet50_gn": {**_R50, "norm": BatchlessGroupNorm},
+    "resnet50_gn": {**_R50, "norm": GroupNorm},
     "resnet50c": {**_R50, **_C},
     "resnet50d": {**_R50, **_D},
     "resnet50s": {**_R50, **_S},

@@ -15,7 +15,7 @@ from flaxattn.attention import ATTENTION, SqueezeExcite
 from flaxattn.attention.graft import Graft
 from flaxattn.errors import InputError
 from flaxattn.models import Placement
-from flaxattn.norm import BatchlessGroupNorm, BatchNorm
+from flaxattn.norm import BatchNorm, GroupNorm
 from tests.models.networks import shapes_of
 
 MECHANISMS = [
@@ -244,7 +244,7 @@ def test_what_cannot_be_grafted(arguments, sentence):
 
 
 @pytest.mark.parametrize(
-    "norm", [BatchlessGroupNorm, functools.partial(BatchNorm, epsilon=1e-2)], ids=["group", "batch"]
+    "norm", [GroupNorm, functools.partial(BatchNorm, epsilon=1e-2)], ids=["group", "batch"]
 )
 def test_a_layer_with_another_normalisation_than_the_networks(norm):
     model = create_model("resnet18", **SMALL, norm=norm)

@@ -19,7 +19,7 @@ from flaxattn.models.downsampling import (
 )
 from flaxattn.models.resnets import RESNETS
 from flaxattn.models.senet import SENETS
-from flaxattn.norm import BatchlessGroupNorm, BatchNorm
+from flaxattn.norm import BatchNorm, GroupNorm
 from flaxattn.weights import abstract_variables
 from tests.attention import parity
 from tests.models.networks import (
@@ -331,7 +331,7 @@ def test_legacy_networks_have_timms_dropout():
     assert timm.create_model("legacy_seresnet18").drop_rate == 0.2
 
 
-@pytest.mark.parametrize("norm", [BatchNorm, functools.partial(BatchlessGroupNorm, groups=4)])
+@pytest.mark.parametrize("norm", [BatchNorm, functools.partial(GroupNorm, num_groups=4)])
 def test_zero_init_last_starts_with_the_shortcuts(norm):
     model = ResNet(
         (1, 1), ("basic", "bottleneck"), width=8, stem="small", norm=norm, zero_init_last=True
@@ -370,7 +370,7 @@ def test_pools_add_up_wide(pool):
 
 def test_group_norm_computes_wide_and_answers_narrow():
     x = (100 + jax.random.normal(jax.random.key(0), (2, 5, 5, 64))).astype(jnp.bfloat16)
-    norm = BatchlessGroupNorm()
+    norm = GroupNorm()
     variables = norm.init(jax.random.key(0), x)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     answer = norm.apply(variables, x, train=True)
@@ -439,5 +439,7 @@ def test_maps_that_an_average_cannot_halve_are_refused():
 
 def test_group_norm_refuses_channels_that_do_not_divide():
     x = jnp.zeros((1, 4, 4, 48))
-    with pytest.raises(InputError, match="groups=32 must divide the 48 channels: use groups=16"):
-        BatchlessGroupNorm().init(jax.random.key(0), x)
+    with pytest.raises(
+        InputError, match="num_groups=32 must divide the 48 channels: use num_groups=16"
+    ):
+        GroupNorm().init(jax.random.key(0), x)
