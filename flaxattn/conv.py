@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -58,18 +59,18 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         axes = x.ndim - 2
-        _require_integers(self, "features", 1, least=1)
-        _require_integers(self, "groups", 1, least=1)
-        kernel_size = _require_integers(self, "kernel_size", axes, least=1)
-        strides = _require_integers(self, "strides", axes, least=1)
-        dilation = _require_integers(self, "dilation", axes, least=1)
+        require_integers(self, "features", 1, least=1)
+        require_integers(self, "groups", 1, least=1)
+        kernel_size = require_integers(self, "kernel_size", axes, least=1)
+        strides = require_integers(self, "strides", axes, least=1)
+        dilation = require_integers(self, "dilation", axes, least=1)
         if self.padding is not None:
-            padding = _require_integers(self, "padding", axes, least=0)
+            padding = require_integers(self, "padding", axes, least=0)
         else:
             for size in kernel_size:
                 require_odd(size)
             padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel_size, dilation, strict=True))
-        _require_fit(x.shape[1:-1], kernel_size, padding, dilation)
+        require_fit(x.shape[1:-1], kernel_size, padding, dilation)
         require_groups(self.groups, x.shape[-1], self.features)
         kernel_shape = (*kernel_size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, kernel_shape, self.param_dtype)
@@ -112,7 +113,7 @@ def require_groups(groups: int, channels: int, features: int) -> None:
         )
 
 
-def _require_fit(
+def require_fit(
     sizes: Sequence[int],
     kernel_size: Sequence[int],
     padding: Sequence[int],
@@ -138,13 +139,15 @@ def require_odd(kernel_size: int, field: str = "kernel_size") -> int:
     return kernel_size
 
 
-def _require_integers(layer: nn.Module, field: str, axes: int, *, least: int) -> tuple[int, ...]:
+def require_integers(layer: Any, field: str, axes: int, *, least: int) -> tuple[int, ...]:
     """A field of `layer` for each axis, or InputError unless it is made of such integers."""
     value = getattr(layer, field)
     values = tuple(value) if isinstance(value, Iterable) and axes > 1 else (value,) * axes
     if len(values) != axes or not all(isinstance(v, Integral) for v in values):
         several = f", or {axes} of them, one for each axis of the map" if axes > 1 else ""
-        raise InputError(f"{field}={value!r} is no integer: use one{several}.")
+        raise InputError(
+            f"{field}={value!r} is of type {type(value).__name__} and no integer: use one{several}."
+        )
     if min(values) < least:
         word = "one" if least else "zero"
         raise InputError(f"{field}={value} is below {word}: use {least} or more.")

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral
 
 _FEW = 20  # names that a sentence can list beside its advice
 
@@ -21,6 +22,14 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     if not nearest or len(names) <= _FEW:
         hint += f" Known: {', '.join(names)}."
     return InputError(f"unknown {kind} {name!r}: {hint}")
+
+
+def require_count(field: str, count: int, least: int) -> None:
+    """InputError unless `count` is an integer from `least` on."""
+    if not isinstance(count, Integral):
+        raise InputError(f"{field}={count!r} is no integer: use {least} or more.")
+    if count < least:
+        raise InputError(f"{field}={count} is below {least}: use {least} or more.")
 
 
 def require_rate(field: str, rate: float) -> None:

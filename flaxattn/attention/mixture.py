@@ -1,7 +1,6 @@
 """Convolution by kernels that each sample mixes for itself from a few shared ones."""
 
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import jax
@@ -9,8 +8,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn.conv import Initializer, require_groups, require_odd
-from flaxattn.errors import InputError
+from flaxattn.conv import (
+    Initializer,
+    require_fit,
+    require_groups,
+    require_integers,
+    require_odd,
+)
 from flaxattn.precision import at_least_float32
 
 
@@ -41,16 +45,15 @@ def mixed_convolution(layer: Any, x: Array, weights: Array, *, padding: int | No
 
     K convolutions also hold K answers at a time, and patches k * k times the input.
     """
-    require_convolution(layer, x.shape[-1], padding)
-    size = layer.kernel_size if padding is not None else require_odd(layer.kernel_size)
-    reach = layer.dilation * (size - 1)
-    margin = reach // 2 if padding is None else padding
-    if reach >= min(x.shape[1:3]) + 2 * margin:
-        raise InputError(
-            f"kernel_size={size} with dilation={layer.dilation} covers {reach + 1} positions, and "
-            f"a map of {x.shape[1]}x{x.shape[2]} with padding={margin} has fewer: use more "
-            f"padding, or None."
-        )
+    for field in ("features", "kernel_size", "strides", "dilation", "groups"):
+        require_integers(layer, field, 1, least=1)
+    require_groups(layer.groups, x.shape[-1], layer.features)
+    size = layer.kernel_size
+    if padding is None:
+        margin = layer.dilation * (require_odd(size) - 1) // 2
+    else:
+        (margin,) = require_integers(layer, "padding", 1, least=0)
+    require_fit(x.shape[1:3], (size,) * 2, (margin,) * 2, (layer.dilation,) * 2)
     count = weights.shape[-1]
     dtype = layer.dtype or x.dtype
     weights = weights.astype(jnp.promote_types(weights.dtype, at_least_float32(dtype)))
@@ -113,21 +116,3 @@ def _by_taps(
         for column in range(size):
             y = y + product(shifted(row, column), kernels[:, row, column])
     return y
-
-
-def require_convolution(layer: Any, channels: int, padding: int | None = None) -> None:
-    """InputError if the fields of `layer` make no convolution of so many channels."""
-    fields = ("features", "kernel_size", "strides", "dilation", "groups")
-    given = [(field, getattr(layer, field), 1) for field in fields]
-    if padding is not None:
-        given.append(("padding", padding, 0))
-    for field, value, least in given:
-        if not isinstance(value, Integral):
-            raise InputError(
-                f"{field}={value!r} is of type {type(value).__name__}: use one integer, for both "
-                f"axes."
-            )
-        if value < least:
-            word = "one" if least else "zero"
-            raise InputError(f"{field}={value} is below {word}: use {least} or more.")
-    require_groups(layer.groups, channels, layer.features)

@@ -3,12 +3,11 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
 from flax import linen as nn
 
-from flaxattn.errors import InputError, unknown
+from flaxattn.errors import unknown
 from flaxattn.models.efficientnet import EFFICIENTNETS
 from flaxattn.models.mobilenet import MOBILENETS
 from flaxattn.models.placement import Placement
@@ -56,8 +55,6 @@ def create_model(
     for field in fields:
         if field not in known:
             raise unknown(f"field of {name}", field, known)
-    if not isinstance(num_classes, Integral):
-        raise InputError(f"num_classes={num_classes!r} is no integer: use 0 or more.")
     if attention is not None:
         fields["attention"] = attention
     return make(num_classes=num_classes, **fields)

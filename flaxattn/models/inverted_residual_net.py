@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from flaxattn.attention import GlobalContext, SqueezeExcite
 from flaxattn.attention.bottleneck import make_divisible
 from flaxattn.conv import Conv
-from flaxattn.errors import InputError, require_rate, unknown
+from flaxattn.errors import InputError, require_count, require_rate, unknown
 from flaxattn.models.block_spec import BlockSpec, Stages, expand, row
 from flaxattn.models.head import GLOBAL_POOLS, Classifier
 from flaxattn.models.inverted_residual import BLOCKS, fan_out_of, pad_same
@@ -353,8 +353,6 @@ class InvertedResidualNet(nn.Module):
             if name not in known:
                 raise unknown(kind, name, known)
         for field, least in (("stem_features", 1), ("head_features", 0), ("num_classes", 0)):
-            value = getattr(self, field)
-            if value < least:
-                raise InputError(f"{field}={value} is below {least}: use {least} or more.")
+            require_count(field, getattr(self, field), least)
         for field in ("dropout", "drop_path"):
             require_rate(field, getattr(self, field))

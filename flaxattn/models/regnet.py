@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from flaxattn.attention import SqueezeExcite
 from flaxattn.attention.bottleneck import make_divisible
 from flaxattn.conv import Conv, Initializer, kaiming_fan_out
-from flaxattn.errors import InputError, require_rate, unknown
+from flaxattn.errors import InputError, require_count, require_rate, unknown
 from flaxattn.models.head import GLOBAL_POOLS, Classifier
 from flaxattn.models.placement import LayerFactory, Placement, namings, place
 from flaxattn.models.residual_block import Bottleneck
@@ -103,14 +103,13 @@ class RegNet(nn.Module):
     def __post_init__(self) -> None:
         if self.global_pool not in GLOBAL_POOLS:
             raise unknown("global_pool", self.global_pool, GLOBAL_POOLS)
-        for field in ("num_classes", "se"):
-            if getattr(self, field) < 0:
-                raise InputError(f"{field}={getattr(self, field)} is below 0: use 0 or more.")
+        require_count("num_classes", self.num_classes, 0)
+        if self.se < 0:
+            raise InputError(f"se={self.se} is below 0: use 0 or more.")
         for field in ("dropout", "drop_path"):
             require_rate(field, getattr(self, field))
         for field in ("depth", "initial_width", "group_size", "stem_width"):
-            if getattr(self, field) < 1:
-                raise InputError(f"{field}={getattr(self, field)} is below one: use 1 or more.")
+            require_count(field, getattr(self, field), 1)
         if self.width_step <= 1 or self.width_slope < 0:
             raise InputError(
                 f"width_step={self.width_step} and width_slope={self.width_slope}: use a step "

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention import SelectiveKernel
 from flaxattn.conv import Conv, Initializer, kaiming_fan_out, torch_default
-from flaxattn.errors import InputError, require_rate, unknown
+from flaxattn.errors import InputError, require_count, require_rate, unknown
 from flaxattn.models.downsampling import DOWNSAMPLING
 from flaxattn.models.head import GLOBAL_POOLS, Classifier
 from flaxattn.models.placement import LayerFactory, Placement, namings, place
@@ -146,13 +146,13 @@ class ResNet(nn.Module):
             )
         self._require_known()
         for field, least in _LEAST.items():
-            self._require_at_least(field, getattr(self, field), least)
+            require_count(field, getattr(self, field), least)
         for field in ("dropout", "drop_path"):
             require_rate(field, getattr(self, field))
         for width in self.widths:
-            self._require_at_least("width", width, 1)
+            require_count("width", width, 1)
         if self.stem_width is not None:
-            self._require_at_least("stem_width", self.stem_width, 1)
+            require_count("stem_width", self.stem_width, 1)
         grouped = (self.groups, self.group_width, self.first_reduction) != (1, 64, 1)
         if grouped and any(issubclass(block, BasicBlock) for block in self.block_classes):
             raise InputError(
@@ -202,10 +202,6 @@ class ResNet(nn.Module):
         ):
             if getattr(self, field) not in known:
                 raise unknown(field, getattr(self, field), known)
-
-    def _require_at_least(self, field: str, value: int, least: int) -> None:
-        if value < least:
-            raise InputError(f"{field}={value} is below {least}: use {least} or more.")
 
     @property
     def block_classes(self) -> tuple[type[ResidualBlock], ...]:

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.shared_attention import apply_next
 from flaxattn.conv import Conv, Initializer, kaiming_fan_out
-from flaxattn.errors import InputError, require_rate, unknown
+from flaxattn.errors import InputError, require_count, require_rate, unknown
 from flaxattn.models.head import GLOBAL_POOLS, Classifier
 from flaxattn.models.placement import LayerFactory, Placement, conv_name, place, same_shape
 from flaxattn.norm import BatchNorm
@@ -96,9 +96,7 @@ class VGG(nn.Module):
         if self.head not in HEADS:
             raise unknown("head", self.head, HEADS)
         for field, least in (("width", 1), ("hidden_features", 1), ("num_classes", 0)):
-            value = getattr(self, field)
-            if value < least:
-                raise InputError(f"{field}={value} is below {least}: use {least} or more.")
+            require_count(field, getattr(self, field), least)
         require_rate("dropout", self.dropout)
         if self.global_pool not in GLOBAL_POOLS:
             raise unknown("global_pool", self.global_pool, GLOBAL_POOLS)

@@ -87,10 +87,10 @@ def references(name):
     found = {}
     if timm.is_model(name):
         found["timm"] = timm.create_model(name, **TIMM_FIELDS.get(name, {}))
-    if name in torchvision.models.list_models() and name not in OTHERWISE_IN_TORCHVISION:
-        found["torchvision"] = torchvision.models.get_model(name)
-    if name.removesuffix("_tv") in OTHERWISE_IN_TORCHVISION - {name}:
-        found["torchvision"] = torchvision.models.get_model(name.removesuffix("_tv"))
+    theirs = name.removesuffix("_tv")
+    has_suffix, needs_suffix = theirs != name, theirs in OTHERWISE_IN_TORCHVISION
+    if theirs in torchvision.models.list_models() and has_suffix == needs_suffix:
+        found["torchvision"] = torchvision.models.get_model(theirs)
     return found
 
 

@@ -100,7 +100,7 @@ def test_features_have_the_stated_channels_and_strides():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"depth": 0}, "depth=0 is below one"),
+        ({"depth": 0}, "depth=0 is below 1"),
         ({"width_step": 1.0}, "use a step above 1"),
         ({"global_pool": "mean"}, "unknown global_pool 'mean'"),
         ({"se": -1.0}, "se=-1.0 is below 0"),
