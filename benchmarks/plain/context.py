@@ -1,0 +1,3 @@
+"""Layers written plainly."""
+
+PLAIN: dict = {}
