@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.conv import Initializer
@@ -99,15 +100,25 @@ class BatchNorm(nn.Module):
     Differs from `flax.linen.BatchNorm` where torch does: the running variance takes the unbiased
     variance of the batch (n / (n - 1)), momentum defaults to 0.9 (torch's 0.1), and a batch with
     one value per channel is refused in train mode, for its normalised value is 0 whatever x is.
-    The variance is taken about the mean, in float32 or wider, so a large mean costs no digits.
 
-    Under `jit` over a sharded batch the statistics are those of the global batch.
+    Statistics are float32 or wider, and take one pass over x and one collective: see `_moments`.
+    A large mean costs no digits. Under `jit` over a sharded batch they are those of the global
+    batch.
+
+    Fields:
+        bn_group: how many consecutive examples share statistics; None for all of the batch. With
+            the batch of N spread over D devices, N / D is each device by itself, without any
+            collective before the running statistics, which take the groups' averages.
 
     Parameters: scale, bias (C,); batch_stats: mean, var (C,). Answers in x's dtype, or `dtype`.
+
+    Raises InputError in train mode for one value per channel and for a `bn_group` that does not
+    divide the batch.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
+    bn_group: int | None = None
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     scale_init: Initializer = nn.initializers.ones
@@ -122,33 +133,119 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, self.param_dtype)
 
         wide = at_least_float32(x.dtype)
-        out_dtype = self.dtype or x.dtype
-        x = x.astype(wide)
-        if train:
-            axes = tuple(range(x.ndim - 1))
-            count = x.size // x.shape[-1]
-            if count < 2:
-                raise InputError(
-                    f"batch normalisation in train mode needs more than one value per channel, "
-                    f"and an input of shape {x.shape} has one: use a larger batch or map, or "
-                    f"train=False."
-                )
-            mean = jnp.mean(x, axes)
-            centred = x - _row(mean, x.ndim)
-            var = jnp.mean(jnp.square(centred), axes)
-            if not self.is_initializing():
-                running_mean.value = self._moved(running_mean.value, mean)
-                running_var.value = self._moved(running_var.value, var * (count / (count - 1)))
+        vectors = (scale, bias, running_mean.value, running_var.value)
+        scale, bias, mean, var = (vector.astype(wide) for vector in vectors)
+        if not train:
+            y = _normalised(x, mean, var, scale, bias, self.epsilon)
+            return y.astype(self.dtype or x.dtype)
+
+        def by_own_statistics(x: Array) -> tuple[Array, Array, Array]:
+            own_mean, own_var = _moments(x, mean)
+            return _normalised(x, own_mean, own_var, scale, bias, self.epsilon), own_mean, own_var
+
+        group = self._group_size(x)
+        if group == len(x):
+            y, mean, var = by_own_statistics(x)
         else:
-            var = running_var.value.astype(wide)
-            centred = x - _row(running_mean.value.astype(wide), x.ndim)
-        factor = jax.lax.rsqrt(var + self.epsilon) * scale.astype(wide)
-        y = centred * _row(factor, x.ndim) + _row(bias.astype(wide), x.ndim)
-        return y.astype(out_dtype)
+            y, means, variances = jax.vmap(by_own_statistics)(x.reshape(-1, group, *x.shape[1:]))
+            y, mean, var = y.reshape(x.shape), jnp.mean(means, 0), jnp.mean(variances, 0)
+        if not self.is_initializing():
+            count = x.size // x.shape[-1] // (len(x) // group)
+            running_mean.value = self._moved(running_mean.value, mean)
+            running_var.value = self._moved(running_var.value, var * (count / (count - 1)))
+        return y.astype(self.dtype or x.dtype)
+
+    def _group_size(self, x: Array) -> int:
+        group = len(x) if self.bn_group is None else self.bn_group
+        if group < 1 or len(x) % group:
+            raise InputError(
+                f"bn_group={group} does not divide a batch of {len(x)} examples: use a divisor, "
+                f"such as {math.gcd(group, len(x))}, or None for all of them."
+            )
+        if x.size // x.shape[-1] // (len(x) // group) < 2:
+            raise InputError(
+                f"batch normalisation in train mode needs more than one value per channel, and an "
+                f"input of shape {x.shape} with bn_group={self.bn_group} has one: use a larger "
+                f"batch, map or group, or train=False."
+            )
+        return group
 
     def _moved(self, running: Array, batch: Array) -> Array:
-        batch = jax.lax.stop_gradient(batch).astype(running.dtype)
+        batch = lax.stop_gradient(batch).astype(running.dtype)
         return self.momentum * running + (1 - self.momentum) * batch
+
+
+def _normalised(
+    x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float
+) -> Array:
+    """(x - mean) / sqrt(var + epsilon) * scale + bias, in the vectors' dtype.
+
+    x is centred by the mean as a constant, and the mean's own part stands in the vector that is
+    added. That is the same for any constant, and so are its gradients, which then need two sums
+    over the map, of the answer's gradient and of its product with the centred x, and no third.
+    """
+    scale = lax.rsqrt(var + epsilon) * scale
+    centre = lax.stop_gradient(mean)
+    bias = bias + (centre - mean) * scale
+    ndim = x.ndim
+    return (x.astype(mean.dtype) - _row(centre, ndim)) * _row(scale, ndim) + _row(bias, ndim)
+
+
+@jax.custom_jvp
+def _moments(x: Array, near: Array) -> tuple[Array, Array]:
+    """Mean and biased variance over all axes but the last, in `near`'s dtype.
+
+    One pass over x and one collective: sums about a shift, which costs digits only where the shift
+    is far from the mean as deviations go. bfloat16 is itself coarser than what is lost so: its
+    shift is `near`, the running mean, known before x is, so a TPU adds up while it still convolves.
+    Else each example is shifted by the middle of its own map, and the examples' moments are
+    combined by the formula of Chan, Golub and LeVeque 1983: exact wherever the mean is.
+    """
+    if x.dtype == jnp.bfloat16:
+        axes = tuple(range(x.ndim - 1))
+        centred = x.astype(near.dtype) - _row(near, x.ndim)
+        offset = jnp.mean(centred, axes)
+        var = jnp.mean(jnp.square(centred), axes) - jnp.square(offset)
+        return near + offset, jnp.maximum(var, 0)
+    axes = tuple(range(1, x.ndim - 1))
+    middle = x[(slice(None), *(slice(x.shape[a] // 2, x.shape[a] // 2 + 1) for a in axes))]
+    middle = middle.astype(near.dtype)
+    centred = x.astype(near.dtype) - middle
+    count = math.prod(x.shape[1:-1])
+    offset = jnp.mean(centred, axes)
+    squares = jnp.sum(jnp.square(centred), axes) - count * jnp.square(offset)
+    of_examples = (
+        jnp.full_like(offset, count),
+        jnp.squeeze(middle, axes) + offset,
+        jnp.maximum(squares, 0),
+    )
+    zero = np.zeros((), near.dtype)
+    total, mean, squares = lax.reduce(of_examples, (zero,) * 3, _combined, (0,))
+    return mean, squares / total
+
+
+@_moments.defjvp
+def _moments_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """d mean = mean dx and d var = 2 mean((x - mean) dx): whatever the shift was."""
+    (x, near), (moved, _) = primals, tangents
+    mean, var = _moments(x, near)
+    axes = tuple(range(x.ndim - 1))
+    moved = moved.astype(mean.dtype)
+    centred = x.astype(mean.dtype) - _row(mean, x.ndim)
+    return (mean, var), (jnp.mean(moved, axes), 2 * jnp.mean(centred * moved, axes))
+
+
+def _combined(
+    one: tuple[Array, Array, Array], other: tuple[Array, Array, Array]
+) -> tuple[Array, Array, Array]:
+    """Counts, means and sums of squares about them, of two parts together."""
+    (n, mean, squares), (m, other_mean, other_squares) = one, other
+    total = n + m
+    share = m / lax.max(total, jnp.ones_like(total))
+    apart = other_mean - mean
+    return total, mean + apart * share, squares + other_squares + apart * (apart * (n * share))
 
 
 def _row(vector: Array, ndim: int) -> Array:
