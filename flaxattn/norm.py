@@ -216,12 +216,13 @@ def _moments(x: Array, near: Array) -> tuple[Array, Array]:
     squares = jnp.sum(jnp.square(centred), axes) - count * jnp.square(offset)
     of_examples = (
         jnp.full_like(offset, count),
-        jnp.squeeze(middle, axes) + offset,
+        jnp.squeeze(middle, axes),
+        offset,
         jnp.maximum(squares, 0),
     )
     zero = np.zeros((), near.dtype)
-    total, mean, squares = lax.reduce(of_examples, (zero,) * 3, _combined, (0,))
-    return mean, squares / total
+    total, shift, offset, squares = lax.reduce(of_examples, (zero,) * 4, _combined, (0,))
+    return shift + offset, squares / total
 
 
 @_moments.defjvp
@@ -237,15 +238,23 @@ def _moments_jvp(
     return (mean, var), (jnp.mean(moved, axes), 2 * jnp.mean(centred * moved, axes))
 
 
-def _combined(
-    one: tuple[Array, Array, Array], other: tuple[Array, Array, Array]
-) -> tuple[Array, Array, Array]:
-    """Counts, means and sums of squares about them, of two parts together."""
-    (n, mean, squares), (m, other_mean, other_squares) = one, other
+def _combined(one: tuple[Array, ...], other: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Moments of two parts together.
+
+    Each has its count, a shift, the mean less the shift, and the sum of squares about the mean. The
+    first one's shift stays, so that nothing is rounded as coarsely as the mean itself would be.
+    """
+    (n, shift, offset, squares), (m, other_shift, other_offset, other_squares) = one, other
     total = n + m
     share = m / lax.max(total, jnp.ones_like(total))
-    apart = other_mean - mean
-    return total, mean + apart * share, squares + other_squares + apart * (apart * (n * share))
+    apart = (other_shift - shift) + (other_offset - offset)
+    nothing = n == 0
+    return (
+        total,
+        lax.select(nothing, other_shift, shift),
+        lax.select(nothing, other_offset, offset + apart * share),
+        squares + other_squares + apart * (apart * (n * share)),
+    )
 
 
 def _row(vector: Array, ndim: int) -> Array:

@@ -115,8 +115,8 @@ def test_statistics_of_groups(dtype):
 
 @pytest.mark.parametrize(
     ("dtype", "group", "most"),
-    # A CPU's compiler leaves the three vectors of one reduction apart; a TPU's combines them.
-    [(jnp.bfloat16, None, 1), (jnp.float32, None, 3), (jnp.bfloat16, 2, 0), (jnp.float32, 2, 0)],
+    # A CPU's compiler leaves the four vectors of one reduction apart; a TPU's combines them.
+    [(jnp.bfloat16, None, 1), (jnp.float32, None, 4), (jnp.bfloat16, 2, 0), (jnp.float32, 2, 0)],
 )
 def test_one_collective_and_none_for_the_groups_of_devices(dtype, group, most):
     norm = BatchNorm(bn_group=group)
