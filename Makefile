@@ -19,6 +19,7 @@ test: .venv/test.stamp lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: .venv/test.stamp lint
+	$(BIN)/python -m pip install --quiet --editable ".[test,tpu-check]"
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/test.stamp

@@ -18,11 +18,23 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from benchmarks.plain import PLAIN
+from flaxattn import ATTENTION, create_attention, create_model
+from flaxattn.errors import InputError
+from flaxattn.inspect.compiled import count, tpu_devices
+from flaxattn.train.sharding import make_mesh
 
 BUDGET = Path(__file__).with_name("tpu_budget.json")
 TOPOLOGY = "v5e:2x2"
@@ -50,7 +62,14 @@ def main() -> None:
     if options.row:
         print(json.dumps(measure(options.what, options.row, plain=options.plain)))
         return
-    rows = list(layer_rows(options) if options.what == "layers" else network_rows(options))
+    try:
+        tpu_devices(TOPOLOGY)
+    except InputError as error:
+        raise SystemExit(str(error)) from error
+    if options.what == "layers":
+        rows = list(layer_rows(options.only, options.size))
+    else:
+        rows = list(network_rows(options.only))
     print(f"libtpu {version('libtpu')}, jax {version('jax')}, {TOPOLOGY}\n")
     show = show_layer if options.what == "layers" else show_network
     print(inspect.cleandoc(show.__doc__ or ""))
@@ -63,18 +82,16 @@ def main() -> None:
         write(found)
 
 
-def layer_rows(options: argparse.Namespace) -> Iterator[str]:
-    from flaxattn import ATTENTION
-
-    for name in options.only or sorted(ATTENTION):
-        for size in options.size:
+def layer_rows(only: Iterable[str] | None, sizes: Sequence[str] = SIZES) -> Iterator[str]:
+    for name in only or sorted(ATTENTION):
+        for size in sizes:
             if size != SIZES[0] or name not in LATE_ONLY:
                 yield f"{name},{size}"
 
 
-def network_rows(options: argparse.Namespace) -> Iterator[str]:
+def network_rows(only: Iterable[str] | None) -> Iterator[str]:
     for row in NETWORKS:
-        if not options.only or row.split(",")[0] in options.only or row in options.only:
+        if only is None or row in only or row.split(",")[0] in only:
             yield row
 
 
@@ -83,8 +100,6 @@ def both(options: argparse.Namespace, row: str) -> tuple[Any, Any]:
     ours = in_process(options.what, row, options.seconds)
     if options.what == "networks":
         return ours, None
-    from benchmarks.plain import PLAIN
-
     known = row.split(",")[0] in PLAIN
     return ours, in_process(options.what, row, options.seconds, "--plain") if known else None
 
@@ -110,22 +125,13 @@ def measure(what: str, row: str, *, plain: bool = False) -> dict[str, Any]:
 
 def layer_counts(row: str, *, plain: bool = False):
     """A layer's answer in train mode and all its gradients, in bfloat16 on one chip."""
-    import jax
-    import jax.numpy as jnp
-    from jax.sharding import SingleDeviceSharding
-
-    from benchmarks.plain import PLAIN
-    from flaxattn.inspect.compiled import count, tpu_devices
-
     name, size = row.split(",")
     shape = tuple(map(int, size.split("x")))
     layer = mechanism(name, shape[-1])
     chip = SingleDeviceSharding(tpu_devices(TOPOLOGY)[0])
 
     def on_chip(tree: Any) -> Any:
-        return jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=chip), tree
-        )
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=chip), tree)
 
     x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
     variables = jax.eval_shape(layer.init, jax.random.key(0), x)
@@ -144,45 +150,25 @@ def layer_counts(row: str, *, plain: bool = False):
     return count(forward_and_gradients, *map(on_chip, (params, stats, x, y)))
 
 
-def mechanism(name: str, features: int):
-    from flaxattn import create_attention
-
-    role = create_attention_role(name)
-    return create_attention(name, **{"features": features} if role in TAKE_FEATURES else {})
-
-
-TAKE_FEATURES = ("convolution", "head")
-
-
-def create_attention_role(name: str) -> str:
-    from flaxattn import ATTENTION
-
+def mechanism(name: str, features: int) -> nn.Module:
+    """The layer with its defaults, for maps of so many channels."""
     created: Any = ATTENTION[name]
-    return getattr(created, "__self__", created).role
+    layer = getattr(created, "__self__", created)
+    takes_features = layer.role in ("convolution", "head")
+    return create_attention(name, **{"features": features} if takes_features else {})
 
 
-def train_mode(layer):
+def train_mode(layer: nn.Module) -> Callable[..., Any]:
     """`apply(params, other variables, x)` -> y and the moved statistics."""
 
     def apply(params, stats, x):
-        return layer.apply(
-            {"params": params, **stats}, x, train=True, mutable=["batch_stats"]
-        )
+        return layer.apply({"params": params, **stats}, x, train=True, mutable=["batch_stats"])
 
     return apply
 
 
 def network_counts(row: str):
     """A step of SGD with momentum in bfloat16, its batch over the chips of the slice."""
-    import jax
-    import jax.numpy as jnp
-    import optax
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    from flaxattn import create_model
-    from flaxattn.inspect.compiled import count, tpu_devices
-    from flaxattn.train.sharding import make_mesh
-
     name, attention, images = row.split(",")
     model = create_model(
         name, dtype=jnp.bfloat16, **{} if attention == "none" else {"attention": attention}
@@ -245,7 +231,7 @@ def show_layer(row: str, ours: Any, plain: Any) -> str:
     return f"| {' | '.join([*cells, format(ours['seconds'], '.0f')])} |"
 
 
-def show_network(row: str, ours: Any, plain: Any) -> str:
+def show_network(row: str, ours: Any, _: Any) -> str:
     """| network, attention, images a chip | GB | TFLOP | GB temporaries | collectives | seconds |
     |---|---|---|---|---|---|"""
     if ours is None:
@@ -265,9 +251,7 @@ def write(found: dict[str, Any]) -> None:
             budget[row] = {key: value for key, value in counted.items() if key != "seconds"}
     lines = [f"    {json.dumps(row)}: {json.dumps(budget[row])}" for row in sorted(budget)]
     text = ",\n".join(lines)
-    BUDGET.write_text(
-        f'{{\n  "libtpu": "{version("libtpu")}",\n  "counts": {{\n{text}\n  }}\n}}\n'
-    )
+    BUDGET.write_text(f'{{\n  "libtpu": "{version("libtpu")}",\n  "counts": {{\n{text}\n  }}\n}}\n')
 
 
 if __name__ == "__main__":

@@ -61,6 +61,13 @@ def sca(params: Any, x: Array) -> Array:
     return scaled(x, channel[:, None, None] * position)
 
 
+def sca_lite(params: Any, x: Array) -> Array:
+    hidden = jax.nn.hard_swish(dense(params["channel_att_1"], mean(x)))
+    channel = jax.nn.hard_sigmoid(dense(params["channel_att_3"], hidden))
+    position = jax.nn.hard_sigmoid(wide(conv(params["spatial_att_0"], x)))
+    return scaled(x, channel[:, None, None] * position)
+
+
 def sca_residual(params: Any, x: Array) -> Array:
     return x + conv(params["conv"], sca(params["attn"], x))
 
@@ -202,7 +209,7 @@ PLAIN = {
     "polarized": polarized,
     "sca": sca,
     "sca_cnn": sca_cnn,
-    "sca_lite": sca,
+    "sca_lite": sca_lite,
     "sca_residual": sca_residual,
     "simple_coordinate": simple_coordinate,
     "spatial": spatial,
