@@ -28,12 +28,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from benchmarks.plain import PLAIN
 from flaxattn import ATTENTION, create_attention, create_model
 from flaxattn.errors import InputError
-from flaxattn.inspect.compiled import count, tpu_devices
+from flaxattn.inspect.compiled import Counts, count, tpu_devices
 from flaxattn.train.sharding import make_mesh
 
 BUDGET = Path(__file__).with_name("tpu_budget.json")
@@ -123,16 +123,18 @@ def measure(what: str, row: str, *, plain: bool = False) -> dict[str, Any]:
     return (layer_counts(row, plain=plain) if what == "layers" else network_counts(row))._asdict()
 
 
-def layer_counts(row: str, *, plain: bool = False):
-    """A layer's answer in train mode and all its gradients, in bfloat16 on one chip."""
+def layer_counts(row: str, *, plain: bool = False) -> Counts:
+    """Of `layer_program` on one chip."""
+    chip = SingleDeviceSharding(tpu_devices(TOPOLOGY)[0])
+    function, arguments = layer_program(row, plain=plain)
+    return count(function, *placed(arguments, chip))
+
+
+def layer_program(row: str, *, plain: bool = False) -> tuple[Callable[..., Any], Any]:
+    """A layer's answer in train mode and all its gradients, in bfloat16, and its arguments."""
     name, size = row.split(",")
     shape = tuple(map(int, size.split("x")))
     layer = mechanism(name, shape[-1])
-    chip = SingleDeviceSharding(tpu_devices(TOPOLOGY)[0])
-
-    def on_chip(tree: Any) -> Any:
-        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=chip), tree)
-
     x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
     variables = jax.eval_shape(layer.init, jax.random.key(0), x)
     params, stats = variables.pop("params", {}), variables
@@ -147,7 +149,7 @@ def layer_counts(row: str, *, plain: bool = False):
         return y, moved, pullback(dy)
 
     y, _ = jax.eval_shape(apply, params, stats, x)
-    return count(forward_and_gradients, *map(on_chip, (params, stats, x, y)))
+    return forward_and_gradients, (params, stats, x, y)
 
 
 def mechanism(name: str, features: int) -> nn.Module:
@@ -167,7 +169,7 @@ def train_mode(layer: nn.Module) -> Callable[..., Any]:
     return apply
 
 
-def network_counts(row: str):
+def network_counts(row: str) -> Counts:
     """A step of SGD with momentum in bfloat16, its batch over the chips of the slice."""
     name, attention, images = row.split(",")
     model = create_model(
@@ -196,11 +198,6 @@ def network_counts(row: str):
         params = optax.apply_updates(variables["params"], changes)
         return {"params": params, **updates}, opt_state, value
 
-    def placed(tree: Any, sharding: NamedSharding) -> Any:
-        return jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree
-        )
-
     variables, opt_state = jax.eval_shape(init, jax.random.key(0))
     return count(
         step,
@@ -210,6 +207,11 @@ def network_counts(row: str):
         jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=by_example),
         donate_argnums=(0, 1),
     )
+
+
+def placed(tree: Any, sharding: Sharding) -> Any:
+    """The abstract arrays of `tree` as they lie on devices."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
 
 
 def show_layer(row: str, ours: Any, plain: Any) -> str:

@@ -82,7 +82,7 @@ def lambda_(params: Any, x: Array) -> Array:
         np.arange(size) - np.arange(size)[:, None] + len(table) // 2 for size in (h, w)
     )
     rows, columns = rows[:, None, :, None], columns[None, :, None, :]
-    known = (0 <= rows) & (rows < len(table)) & (0 <= columns) & (columns < len(table))
+    known = (rows >= 0) & (rows < len(table)) & (columns >= 0) & (columns < len(table))
     table = jnp.where(known[..., None], table[rows, columns], 0).reshape(h * w, h * w, 16)
     by_position = jnp.einsum("pmk,nmv->npkv", table.astype(x.dtype), value)
     by_content = jnp.einsum("nmk,nmv->nkv", key, value)
