@@ -46,14 +46,16 @@ def adaptive_average_pool(x: Array, size: Sequence[int]) -> Array:
     wider, answered in x's dtype.
     """
 
-    def matrix(old: int, new: int) -> np.ndarray:
-        bins = np.zeros((new, old))
-        for i in range(new):
-            start, stop = i * old // new, math.ceil((i + 1) * old / new)
-            bins[i, start:stop] = 1 / (stop - start)
-        return bins
+    return _resample(x, size, bin_averages)
 
-    return _resample(x, size, matrix)
+
+def bin_averages(old: int, new: int) -> np.ndarray:
+    """(new, old): the matrix that takes the means of `new` bins of an axis of `old` positions."""
+    bins = np.zeros((new, old))
+    for i in range(new):
+        start, stop = i * old // new, math.ceil((i + 1) * old / new)
+        bins[i, start:stop] = 1 / (stop - start)
+    return bins
 
 
 def _resample(x: Array, size: Sequence[int], matrix) -> Array:

@@ -1,8 +1,7 @@
 """Efficient channel attention."""
 
 import math
-from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import average_pool, rescale
 from flaxattn.conv import Conv, Initializer, require_odd, torch_default
+from flaxattn.cpu_conv import Geometry, native
 from flaxattn.errors import InputError, unknown
 from flaxattn.precision import at_least_float32
 
@@ -129,33 +129,30 @@ class EfficientChannel(nn.Module):
         features = pooled.shape[-1]
         kernel_size = require_odd(self._kernel_size(features))
         reach = kernel_size // 2
-        conv = partial(
-            Conv,
-            precision=lax.Precision.HIGHEST,
-            dtype=at_least_float32(self.dtype or pooled.dtype),
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-        )
+        fields: dict[str, Any] = {
+            "dtype": at_least_float32(self.dtype or pooled.dtype),
+            "param_dtype": self.param_dtype,
+            "kernel_init": self.kernel_init,
+            "bias_init": self.bias_init,
+        }
         z = pooled[:, :, None]
         if self.reduction is not None:
             hidden = reduced_features(features, self.reduction, divisor=8, round_limit=0.9)
-            z = jax.nn.relu(conv(hidden, name="conv")(z))
-        if self.padding == "circular":
-            if reach > features:
-                raise InputError(
-                    f"kernel_size={kernel_size} goes round the {features} channels more than once: "
-                    f"use one of at most {2 * features + 1}."
-                )
-            z = jnp.pad(z, ((0, 0), (reach, reach), (0, 0)), mode="wrap")
-        last = conv(
-            1,
-            kernel_size=kernel_size,
-            padding=reach if self.padding == "zeros" else 0,
+            first = Conv(hidden, precision=lax.Precision.HIGHEST, name="conv", **fields)
+            z = jax.nn.relu(first(z))
+        if self.padding == "circular" and reach > features:
+            raise InputError(
+                f"kernel_size={kernel_size} goes round the {features} channels more than once: "
+                f"use one of at most {2 * features + 1}."
+            )
+        mode = "wrap" if self.padding == "circular" else "constant"
+        last = _AlongChannels(
+            kernel_size,
             use_bias=self.reduction is not None,
             name="conv" if self.reduction is None else "conv2",
+            **fields,
         )
-        return jax.nn.sigmoid(last(z)[:, :, 0])
+        return jax.nn.sigmoid(last(jnp.pad(z, ((0, 0), (reach, reach), (0, 0)), mode=mode)))
 
     def _kernel_size(self, features: int) -> int:
         if self.kernel_size is not None:
@@ -173,3 +170,45 @@ class EfficientChannel(nn.Module):
         gate = self.gate(average_pool(x))
         self.sow("intermediates", "attention", gate)
         return rescale(x, gate)
+
+
+class _AlongChannels(nn.Module):
+    """A convolution over padded channels to one value each: (N, C + k - 1, h) -> (N, C).
+
+    Parameters as of a `Conv` of one axis.
+    """
+
+    kernel_size: int
+    use_bias: bool
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+    kernel_init: Initializer
+    bias_init: Initializer
+
+    @nn.compact
+    def __call__(self, z: Array) -> Array:
+        shape = (self.kernel_size, z.shape[-1], 1)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype).astype(self.dtype)
+        y = lax.platform_dependent(
+            z.astype(self.dtype), kernel, cpu=_convolved, default=_sum_of_taps
+        )
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", self.bias_init, (1,), self.param_dtype)
+        return y + bias.astype(self.dtype)[None]
+
+
+def _convolved(z: Array, kernel: Array) -> Array:
+    y = native(z, kernel, Geometry((1,), (0,), (1,)), lax.Precision.HIGHEST)
+    return y[:, :, 0]
+
+
+def _sum_of_taps(z: Array, kernel: Array) -> Array:
+    """The same, in a second of a TPU's compiler instead of half a minute.
+
+    A CPU would fuse it with what follows, and compute a gate again for each position.
+    """
+    features = z.shape[1] - len(kernel) + 1
+    return sum(
+        jnp.sum(z[:, j : j + features] * taps.T[None], axis=-1) for j, taps in enumerate(kernel)
+    )

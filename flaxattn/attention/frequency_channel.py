@@ -17,7 +17,7 @@ from flaxattn.attention.pooling import rescale
 from flaxattn.conv import Initializer, torch_default
 from flaxattn.errors import InputError, unknown
 from flaxattn.precision import at_least_float32
-from flaxattn.resize import adaptive_average_pool
+from flaxattn.resize import bin_averages
 
 # The grid in which frequencies (along H, along W) are counted, and the authors' three orders of
 # them: by accuracy when used alone, best first; from low to high; by accuracy, worst first.
@@ -37,22 +37,14 @@ FREQUENCIES: dict[str, list[tuple[int, int]]] = {
 }
 
 
-def cosine_basis(
-    size: tuple[int, int], frequencies: Sequence[tuple[int, int]], dtype: DTypeLike
-) -> Array:
-    """The two-dimensional cosines of these frequencies: (H, W, number of frequencies).
+def cosines(length: int, frequencies: Sequence[int]) -> np.ndarray:
+    """cos(pi u (i + 1/2) / length) along an axis, for each frequency u: (length, number of them).
 
-    Each is the product of cos(pi u (i + 1/2) / L) over the two axes, of length L, with the factors
-    that make the discrete cosine transform orthonormal.
+    With the factors that make the discrete cosine transform orthonormal.
     """
-
-    def along(axis: int) -> np.ndarray:
-        length = size[axis]
-        u = np.array([pair[axis] for pair in frequencies])
-        waves = np.cos(np.pi * u * (np.arange(length)[:, None] + 0.5) / length)
-        return waves * np.where(u == 0, 1, np.sqrt(2)) / np.sqrt(length)
-
-    return jnp.asarray(along(0)[:, None] * along(1)[None], dtype)
+    u = np.array(frequencies)
+    waves = np.cos(np.pi * u * (np.arange(length)[:, None] + 0.5) / length)
+    return waves * np.where(u == 0, 1, np.sqrt(2)) / np.sqrt(length)
 
 
 class FrequencyChannel(nn.Module):
@@ -128,19 +120,18 @@ class FrequencyChannel(nn.Module):
         size = self._dct_size(*x.shape[1:3])
         dtype = at_least_float32(self.dtype or x.dtype)
 
-        wide = x.astype(dtype)
-        if size != x.shape[1:3]:
-            wide = adaptive_average_pool(wide, size)
-        steps = [side // GRID for side in size]
-        scaled = [(u * steps[0], v * steps[1]) for u, v in frequencies]
-        pooled = jnp.einsum(
-            "nhwfc,hwf->nfc",
-            wide.reshape(*wide.shape[:3], len(frequencies), -1),
-            cosine_basis(size, scaled, dtype),
-            precision=lax.Precision.HIGHEST,
+        def waves(axis: int) -> Array:
+            """The cosines at the positions along this axis of the map: (L, n)."""
+            old, new = x.shape[1 + axis], size[axis]
+            grid = cosines(new, [pair[axis] * (new // GRID) for pair in frequencies])
+            # A product with the averaged map is one of the map with the averages' transpose.
+            return jnp.asarray(bin_averages(old, new).T @ grid, dtype)
+
+        pooled = lax.platform_dependent(
+            x.astype(dtype), waves(0), waves(1), cpu=_as_products, default=_as_sums
         )
         logits = bottleneck(
-            pooled.reshape(-1, features),
+            pooled,
             hidden,
             features,
             use_bias=False,
@@ -163,3 +154,21 @@ class FrequencyChannel(nn.Module):
                 f"which only the mean would be left: use {GRID} or more."
             )
         return height, width
+
+
+def _as_sums(x: Array, rows: Array, columns: Array) -> Array:
+    """sum_hw x_hwc rows_h columns_w, of c's group: (N, H, W, C) -> (N, C).
+
+    With the channels left together, so that a TPU fuses it with what makes x.
+    """
+    each = x.shape[-1] // rows.shape[-1]
+    rows, columns = jnp.repeat(rows, each, axis=-1), jnp.repeat(columns, each, axis=-1)
+    return jnp.sum(x * rows[None, :, None] * columns[None, None], axis=(1, 2))
+
+
+def _as_products(x: Array, rows: Array, columns: Array) -> Array:
+    """The same as a matrix product for each group, which a CPU computes faster."""
+    grouped = x.reshape(*x.shape[:-1], rows.shape[-1], -1)
+    basis = rows[:, None] * columns[None]
+    pooled = jnp.einsum("nhwfc,hwf->nfc", grouped, basis, precision=lax.Precision.HIGHEST)
+    return pooled.reshape(x.shape[0], -1)

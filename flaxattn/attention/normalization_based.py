@@ -87,7 +87,8 @@ class NormalizationBased(nn.Module):
             return jax.nn.sigmoid(weights.reshape((1,) * (x.ndim - 1) + (-1,)) * y)
 
         wide = x.astype(dtype)
-        channel = gate(wide, "bn2")
+        # The norm widens to float32 by itself, and a narrow x has quicker statistics.
+        channel = gate(x if dtype == jnp.float32 else wide, "bn2")
         self.sow("intermediates", "attention", channel)
         if not self.spatial:
             return rescale(x, channel)

@@ -5,8 +5,9 @@ import pytest
 from flax import linen as nn
 
 from flaxattn.attention import EfficientChannel
+from flaxattn.attention.efficient_channel import _convolved, _sum_of_taps
 from flaxattn.errors import InputError
-from tests.attention import contract
+from tests.attention import contract, parity
 from tests.attention.parity import Case
 from tests.torch_reference import efficient_channel
 from tests.torch_reference.torchvision_shim import timm
@@ -150,3 +151,10 @@ def test_what_it_cannot_do(layer, sentence):
 
 def test_bfloat16():
     contract.check_bfloat16(EfficientChannel(kernel_init=lambda *_: jnp.full((3, 1, 1), 0.005)))
+
+
+@pytest.mark.parametrize("hidden", [1, 8])
+def test_other_platforms_sum_what_a_cpu_convolves(hidden):
+    z = jax.random.normal(jax.random.key(0), (3, 20, hidden))
+    kernel = jax.random.normal(jax.random.key(1), (5, hidden, 1))
+    assert parity.difference(_sum_of_taps(z, kernel), _convolved(z, kernel)) < 1e-6

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flaxattn.attention import FrequencyChannel, SqueezeExcite
-from flaxattn.attention.frequency_channel import FREQUENCIES, cosine_basis
+from flaxattn.attention.frequency_channel import FREQUENCIES, _as_products, _as_sums, cosines
 from flaxattn.errors import InputError
 from tests.attention import contract, parity
 from tests.attention.parity import Case
@@ -38,9 +38,16 @@ def test_the_tables_are_the_authors():
 
 
 def test_the_basis_is_orthonormal_in_the_grid():
-    basis = cosine_basis((7, 7), [(u, v) for u in range(7) for v in range(7)], jnp.float32)
-    flat = basis.reshape(49, 49)
-    np.testing.assert_allclose(flat.T @ flat, np.eye(49), atol=1e-6)
+    basis = cosines(7, range(7))
+    np.testing.assert_allclose(basis.T @ basis, np.eye(7), atol=1e-12)
+
+
+def test_a_cpu_pools_as_other_platforms_do():
+    x, rows, columns = (
+        jax.random.normal(jax.random.key(i), shape)
+        for i, shape in enumerate([(2, 9, 5, 12), (9, 4), (5, 4)])
+    )
+    assert parity.difference(_as_sums(x, rows, columns), _as_products(x, rows, columns)) < 1e-6
 
 
 def test_the_lowest_frequency_alone_is_squeeze_and_excitation():
