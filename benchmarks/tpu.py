@@ -38,6 +38,8 @@ from flaxattn.train.sharding import make_mesh
 
 BUDGET = Path(__file__).with_name("tpu_budget.json")
 TOPOLOGY = "v5e:2x2"
+# No chip is used, so several processes may load the compiler at once.
+COMPILE_ONLY = {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 # Of a map early in a ResNet-50 and of one late in it.
 SIZES = ("32x56x56x256", "32x14x14x1024")
 # These hold a weight for each pair of positions: an early map is none of theirs.
@@ -62,6 +64,7 @@ def main() -> None:
     if options.row:
         print(json.dumps(measure(options.what, options.row, plain=options.plain)))
         return
+    os.environ |= COMPILE_ONLY
     try:
         tpu_devices(TOPOLOGY)
     except InputError as error:
@@ -107,7 +110,7 @@ def both(options: argparse.Namespace, row: str) -> tuple[Any, Any]:
 def in_process(what: str, row: str, seconds: int, *flags: str) -> dict[str, Any] | None:
     """`measure` in a process of its own, which can be stopped."""
     command = [sys.executable, "-m", "benchmarks.tpu", what, "--row", row, *flags]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    environment = os.environ | COMPILE_ONLY
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=seconds

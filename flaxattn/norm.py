@@ -48,15 +48,13 @@ class GroupNorm(nn.Module):
     """Group normalisation, over the map and C / num_groups channels (Wu and He, arXiv:1803.08494).
 
     (N, ..., C) -> the same shape, in x's dtype, or `dtype`; it computes in float32 or wider.
-    `reduction_axes` are others than all but the first. It can stand where a `BatchNorm` does:
-    `train` changes nothing.
+    It can stand where a `BatchNorm` does: `train` changes nothing.
 
     Parameters: scale, bias (C,). Raises InputError for channels that the groups do not divide.
     """
 
     num_groups: int = 32
     epsilon: float = 1e-5
-    reduction_axes: tuple[int, ...] | None = None
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     scale_init: Initializer = nn.initializers.ones
@@ -72,7 +70,6 @@ class GroupNorm(nn.Module):
         norm = nn.GroupNorm(
             self.num_groups,
             epsilon=self.epsilon,
-            reduction_axes=self.reduction_axes,
             name="centred",
             **_AS_TORCH,
         )

@@ -11,9 +11,7 @@ def wide(x: Array) -> Array:
     return x.astype(jnp.float32)
 
 
-def conv(
-    params: Any, x: Array, *, strides: int = 1, dilation: int = 1, groups: int = 1
-) -> Array:
+def conv(params: Any, x: Array, *, strides: int = 1, dilation: int = 1, groups: int = 1) -> Array:
     """A convolution of two axes that keeps the size, in x's dtype, with a bias if there is one."""
     kernel = params["kernel"].astype(x.dtype)
     padding = [(dilation * (k - 1) // 2,) * 2 for k in kernel.shape[:2]]

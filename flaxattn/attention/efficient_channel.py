@@ -209,6 +209,7 @@ def _sum_of_taps(z: Array, kernel: Array) -> Array:
     A CPU would fuse it with what follows, and compute a gate again for each position.
     """
     features = z.shape[1] - len(kernel) + 1
-    return sum(
+    products = [
         jnp.sum(z[:, j : j + features] * taps.T[None], axis=-1) for j, taps in enumerate(kernel)
-    )
+    ]
+    return sum(products[1:], start=products[0])

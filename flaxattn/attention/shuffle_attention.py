@@ -4,16 +4,18 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
 from flaxattn.attention.pooling import average_pool, rescale
 from flaxattn.conv import Initializer
 from flaxattn.errors import InputError
-from flaxattn.norm import GroupNorm
 from flaxattn.precision import at_least_float32
+
+EPSILON = 1e-5  # of the group normalisation
 
 
 class ShuffleAttention(nn.Module):
@@ -66,48 +68,69 @@ class ShuffleAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         require_maps(x)
-        batch, height, width, features = x.shape
+        features = x.shape[-1]
         _require_even_groups(self.groups, features)
         share = features // (2 * self.groups)
         wide = at_least_float32(self.dtype or x.dtype)
 
-        def affine(z: Array, prefix: str) -> Array:
-            shape = (share,)
-            weight = self.param(f"{prefix}weight", self.kernel_init, shape, self.param_dtype)
-            bias = self.param(f"{prefix}bias", self.bias_init, shape, self.param_dtype)
-            row = (1,) * (z.ndim - 1) + shape
-            return weight.astype(wide).reshape(row) * z + bias.astype(wide).reshape(row)
+        def vector(name: str, init: Initializer) -> Array:
+            return self.param(name, init, (share,), self.param_dtype).astype(wide)
 
-        halves = x.reshape(batch, height, width, self.groups, 2, share)
-        first, second = halves[..., 0, :], halves[..., 1, :]
+        def of_channels(first: Array, second: Array) -> Array:
+            """(1, 1, 1, C): one value a channel of the first and of the second halves."""
+            return jnp.tile(jnp.concatenate([first, second]), self.groups).reshape(1, 1, 1, -1)
 
-        pooled = average_pool(first.reshape(batch, height, width, -1))
-        pooled = pooled.astype(wide).reshape(batch, self.groups, share)
-        channel = jax.nn.sigmoid(affine(pooled, "c"))
+        cweight, sweight = (vector(f"{half}weight", self.kernel_init) for half in "cs")
+        cbias, sbias = (vector(f"{half}bias", self.bias_init) for half in "cs")
+        scale, bias = (
+            vector.astype(wide) for vector in _Affine(share, self.param_dtype, name="gn")()
+        )
+        zeros = jnp.zeros(share, wide)
 
-        # The groups stay apart, as samples do: each has statistics of its own.
-        gn = GroupNorm(
-            share,
-            reduction_axes=(1, 2, -1),
-            dtype=wide,
-            param_dtype=self.param_dtype,
-            name="gn",
+        # Each channel has statistics and logits of its own, slope * (x - mean) + level, with no
+        # slope in the first halves. So the channels stay together: a TPU pads an axis of a few
+        # channels to 128.
+        mean = average_pool(x).astype(wide)[:, None, None, :]
+        centred = x.astype(wide) - mean
+        variance = jnp.mean(jnp.square(centred), axis=(1, 2), keepdims=True)
+        slope = of_channels(zeros, sweight * scale) * lax.rsqrt(variance + EPSILON)
+        level = of_channels(cweight, zeros) * mean + of_channels(cbias, sweight * bias + sbias)
+        gate = jax.nn.sigmoid(slope * centred + level)
+        halves = gate.reshape(*gate.shape[:3], self.groups, 2, share)
+        channel = halves[:, 0, 0, :, 0].reshape(len(x), -1)
+        spatial = halves[..., 1, :].reshape(*gate.shape[:3], -1)
+        self.sow("intermediates", "attention", {"channel": channel, "spatial": spatial})
+        y = rescale(x, gate)
+        return lax.platform_dependent(y, tpu=_interleaved_by_a_matrix, default=_interleaved)
+
+
+class _Affine(nn.Module):
+    """The parameters of a group normalisation."""
+
+    features: int
+    param_dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self) -> tuple[Array, Array]:
+        shape = (self.features,)
+        return (
+            self.param("scale", nn.initializers.ones, shape, self.param_dtype),
+            self.param("bias", nn.initializers.zeros, shape, self.param_dtype),
         )
-        spatial = jax.nn.sigmoid(affine(gn(second.astype(wide)), "s"))
-        self.sow(
-            "intermediates",
-            "attention",
-            {
-                "channel": channel.reshape(batch, -1),
-                "spatial": spatial.reshape(batch, height, width, -1),
-            },
-        )
-        y = jnp.stack(
-            (rescale(first, channel[:, None, None, :, :]), rescale(second, spatial)), axis=-2
-        )
-        # Channel i * C / 2 + j of the groups, laid end to end, becomes channel 2j + i.
-        y = y.reshape(batch, height, width, 2, features // 2)
-        return jnp.swapaxes(y, -1, -2).reshape(x.shape)
+
+
+def _interleaved(y: Array) -> Array:
+    """Channel i * C / 2 + j becomes channel 2j + i."""
+    halves = y.reshape(*y.shape[:-1], 2, -1)
+    return jnp.swapaxes(halves, -1, -2).reshape(y.shape)
+
+
+def _interleaved_by_a_matrix(y: Array) -> Array:
+    """The same; exact, for each column holds a single one. A TPU moves channels slowly."""
+    features = y.shape[-1]
+    order = np.arange(features).reshape(2, -1).T.ravel()
+    matrix = jnp.asarray(np.eye(features)[:, order], y.dtype)
+    return jnp.einsum("nhwc,cd->nhwd", y, matrix, precision=lax.Precision.HIGHEST)
 
 
 def _require_even_groups(groups: int, features: int) -> None:

@@ -1,15 +1,17 @@
 """Spatial group-wise enhancement: each group of channels is gated where it is like its mean."""
 
+from functools import partial
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import average_pool, safe_sqrt
+from flaxattn.attention.pooling import average_pool, rescale, safe_sqrt
 from flaxattn.conv import Initializer
 from flaxattn.errors import InputError
 from flaxattn.precision import at_least_float32
@@ -63,7 +65,7 @@ class SpatialGroupEnhance(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         require_maps(x)
-        batch, height, width, features = x.shape
+        _, height, width, features = x.shape
         if self.groups < 1 or features % self.groups:
             most = max(self.groups, 1)
             legal = max(n for n in range(1, features + 1) if features % n == 0 and n <= most)
@@ -80,9 +82,13 @@ class SpatialGroupEnhance(nn.Module):
         weight = self.param("weight", self.kernel_init, (self.groups,), self.param_dtype)
         bias = self.param("bias", self.bias_init, (self.groups,), self.param_dtype)
 
-        grouped = x.astype(wide).reshape(batch, height, width, self.groups, -1)
-        mean = average_pool(x).astype(wide).reshape(batch, 1, 1, self.groups, -1)
-        likeness = jnp.sum(grouped * mean, axis=-1)
+        mean = average_pool(x).astype(wide)
+        likeness = lax.platform_dependent(
+            x.astype(wide),
+            mean,
+            cpu=partial(_grouped_products, groups=self.groups),
+            default=partial(_matrix_products, groups=self.groups),
+        )
         centred = likeness - jnp.mean(likeness, axis=(1, 2), keepdims=True)
         normed = centred / (_deviation(centred) + 1e-5)
         row = (1, 1, 1, self.groups)
@@ -90,7 +96,38 @@ class SpatialGroupEnhance(nn.Module):
             weight.astype(wide).reshape(row) * normed + bias.astype(wide).reshape(row)
         )
         self.sow("intermediates", "attention", gate)
-        return (grouped * gate[..., None]).reshape(x.shape).astype(x.dtype)
+        of_channels = lax.platform_dependent(
+            gate,
+            cpu=partial(jnp.repeat, repeats=features // self.groups, axis=-1),
+            default=partial(_repeated_by_a_matrix, features=features),
+        )
+        return rescale(x, of_channels)
+
+
+def _grouped_products(x: Array, mean: Array, groups: int) -> Array:
+    """g . x_i of each group: (N, H, W, C), (N, C) -> (N, H, W, groups)."""
+    products = x * mean[:, None, None, :]
+    return jnp.sum(products.reshape(*x.shape[:-1], groups, -1), axis=-1)
+
+
+def _matrix_products(x: Array, mean: Array, groups: int) -> Array:
+    """The same, by matrices with a column for each group.
+
+    A TPU pads an axis of a few channels to 128, so it is better not cut into groups.
+    """
+    by_group = mean[:, :, None] * _members(mean.shape[-1], groups, mean.dtype)[None]
+    return jnp.einsum("nhwc,ncg->nhwg", x, by_group, precision=lax.Precision.HIGHEST)
+
+
+def _repeated_by_a_matrix(gate: Array, features: int) -> Array:
+    """The gate of each channel's group: (N, H, W, groups) -> (N, H, W, C)."""
+    members = _members(features, gate.shape[-1], gate.dtype)
+    return jnp.einsum("nhwg,cg->nhwc", gate, members, precision=lax.Precision.HIGHEST)
+
+
+def _members(features: int, groups: int, dtype: DTypeLike) -> Array:
+    """(C, groups): one where the channel belongs to the group, zero elsewhere."""
+    return jnp.asarray(np.repeat(np.eye(groups), features // groups, axis=0), dtype)
 
 
 def _deviation(centred: Array) -> Array:
