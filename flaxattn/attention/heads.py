@@ -1,5 +1,6 @@
 """Channels shared out between the heads of an attention."""
 
+import jax.numpy as jnp
 from jax import Array
 
 from flaxattn.attention.bottleneck import make_divisible
@@ -42,6 +43,15 @@ def key_features(features: int, num_heads: int, qk_ratio: float, given: int | No
 def split_heads(x: Array, num_heads: int) -> Array:
     """(N, ..., P, heads * d) -> (N, ..., heads, P, d): each head has a run of the channels."""
     return x.reshape(*x.shape[:-1], num_heads, -1).swapaxes(-2, -3)
+
+
+def split_parts(x: Array, parts: int, num_heads: int) -> Array:
+    """(N, ..., P, parts * heads * d) -> (parts, N, ..., heads, P, d): `split_heads` of each part.
+
+    Parts have an axis of their own, so that their gradients are laid side by side in one pass.
+    """
+    x = x.reshape(*x.shape[:-1], parts, num_heads, -1)
+    return jnp.moveaxis(x, -3, 0).swapaxes(-2, -3)
 
 
 def merge_heads(x: Array) -> Array:

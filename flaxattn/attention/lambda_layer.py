@@ -5,8 +5,9 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
-from jax import Array, lax
+from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.blocks import block_means, require_divisor
@@ -30,9 +31,9 @@ class LambdaLayer(nn.Module):
     arXiv:2102.08602. No weight between two positions is ever made.
 
     (N, H, W, C) -> (N, H / strides, W / strides, features) in x's dtype, with the call shape of
-    `nn.Conv`; the heads share keys and values. Projection and correlation with e take `dtype` or
-    x's; the softmax over the map, sums over it and the lambdas are float32 or wider. All products
-    multiply in the platform's default precision.
+    `nn.Conv`; the heads share keys and values. The projection, the correlation with e and the
+    lambdas take `dtype` or x's; the softmax over the map and all sums are float32 or wider. All
+    products multiply in the platform's default precision.
     Parameters, of k = key_features, v = features / num_heads: qkv kernel (1, 1, C, num_heads * k
     + k + v), no bias; norm_q (num_heads * k) and norm_v (v) normalise queries and values;
     conv_lambda kernel (kernel_size, kernel_size, 1, 1, k) and bias (k,), or pos_emb
@@ -103,7 +104,7 @@ class LambdaLayer(nn.Module):
             qkv, (self.num_heads * depth, (self.num_heads + 1) * depth), axis=-1
         )
         query = self.norm(param_dtype=self.param_dtype, name="norm_q")(query, train)
-        query = query.reshape(batch, height, width, self.num_heads, depth).astype(wide)
+        query = query.reshape(batch, height, width, self.num_heads, depth)
         value = self.norm(param_dtype=self.param_dtype, name="norm_v")(value, train)
         key = jax.nn.softmax(key.astype(wide), axis=(1, 2))
         self.sow("intermediates", "attention", key)
@@ -117,9 +118,9 @@ class LambdaLayer(nn.Module):
             by_position = _LambdaConv(
                 depth, self.kernel_size, self.param_dtype, self.bias_init, name="conv_lambda"
             )(value)
-        by_content = jnp.einsum("nhwk,nhwv->nvk", key, value.astype(wide))
-        lambdas = by_position.astype(wide) + by_content[:, None, None]
-        y = jnp.einsum("nhwik,nhwvk->nhwiv", query, lambdas)
+        by_content = jnp.einsum("nhwk,nhwv->nkv", key, value.astype(wide))
+        lambdas = (by_position + by_content[:, None, None]).astype(dtype)
+        y = jnp.einsum("nhwik,nhwkv->nhwiv", query, lambdas, preferred_element_type=wide)
         y = y.reshape(batch, height, width, self.features)
         return block_means(y, self.strides).astype(x.dtype)
 
@@ -139,22 +140,33 @@ class _LambdaConv(nn.Module):
         kernel = self.param("kernel", init, (size, size, 1, 1, self.features), self.param_dtype)
         bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
         y = _correlate(value, kernel[:, :, 0, 0])
-        return y + bias.astype(y.dtype).reshape(1, 1, 1, 1, -1)
+        return y + bias.astype(y.dtype).reshape(1, 1, 1, -1, 1)
 
 
 def _correlate(value: Array, table: Array) -> Array:
-    """sum_m table[m - n] value_m: (N, H, W, v), (odd, odd, k) -> (N, H, W, v, k); zeros outside.
+    """sum_m table[m - n] value_m: (N, H, W, v), (odd, odd, k) -> (N, H, W, k, v); zeros outside.
 
-    Each channel of the values is a map of its own, so they join the batch: that convolution of two
-    axes is several times faster on the CPU than the equal one of three.
+    A product of matrices with e of all pairs of columns, and of all pairs of rows where the table
+    has as many as the map; on larger maps each row meets the rows around it. A convolution of v
+    maps of one channel each is the same, but has no channels to multiply at once: it takes ten
+    times as long on a CPU, and the TPU's compiler a quarter of an hour.
     """
-    batch, height, width, values = value.shape
-    maps = jnp.moveaxis(value, -1, 1).reshape(batch * values, height, width, 1)
-    y = lax.conv_general_dilated(
-        maps,
-        table[:, :, None].astype(value.dtype),
-        window_strides=(1, 1),
-        padding=[(size // 2, size // 2) for size in table.shape[:2]],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    return jnp.moveaxis(y.reshape(batch, values, height, width, -1), 1, 3)
+    _, height, width, _ = value.shape
+    size, wide = len(table), at_least_float32(value.dtype)
+    by_columns = _of_pairs(table.astype(value.dtype), 1, width)
+    if height <= size:
+        of_pairs = _of_pairs(by_columns, 0, height)
+        return jnp.einsum("nacv,abcdk->nbdkv", value, of_pairs, preferred_element_type=wide)
+    padded = jnp.pad(value, ((0, 0), (size // 2, size // 2), (0, 0), (0, 0)))
+    around = jnp.stack([padded[:, first : first + height] for first in range(size)], axis=2)
+    return jnp.einsum("nhrcv,rcdk->nhdkv", around, by_columns, preferred_element_type=wide)
+
+
+def _of_pairs(table: Array, axis: int, size: int) -> Array:
+    """(..., odd, ...) -> (..., size, size, ...): entry (m, n) is the one for m - n, or zero."""
+    outside = max(size - 1 - table.shape[axis] // 2, 0)
+    pads = [(0, 0)] * table.ndim
+    pads[axis] = (outside, outside)
+    table = jnp.pad(table, pads)
+    relative = np.arange(size)[:, None] - np.arange(size) + table.shape[axis] // 2
+    return jnp.take(table, relative, axis=axis)

@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.attend import attend
-from flaxattn.attention.heads import head_features, merge_heads, split_heads
+from flaxattn.attention.heads import head_features, merge_heads, split_parts
 from flaxattn.attention.maps import require_maps
 from flaxattn.conv import Initializer, torch_default
 from flaxattn.errors import InputError
@@ -108,9 +108,7 @@ class MultiHeadAttention(nn.Module):
             )
         tokens = x.reshape(batch, height * width, features)
         projected = dense(3 * features, self.qkv_bias, "qkv")(tokens)
-        query, key, value = (
-            split_heads(part, self.num_heads) for part in jnp.split(projected, 3, axis=-1)
-        )
+        query, key, value = split_parts(projected, 3, self.num_heads)
         context = attend(
             self,
             query,
@@ -120,5 +118,5 @@ class MultiHeadAttention(nn.Module):
             normalise=softmax,
             query_chunk=self.query_chunk,
         )
-        y = dense(features, True, "proj")(merge_heads(context).astype(self.dtype or x.dtype))
+        y = dense(features, True, "proj")(merge_heads(context.astype(self.dtype or x.dtype)))
         return y.reshape(x.shape).astype(x.dtype)

@@ -226,7 +226,7 @@ class NonLocal(nn.Module):
             normalise=normalise,
             query_chunk=self.query_chunk,
         )
-        y = y.reshape(batch, *spatial, hidden).astype(dtype)
+        y = y.astype(dtype).reshape(batch, *spatial, hidden)
 
         zero_last = {} if self.norm is not None else {"kernel_init": nn.initializers.zeros}
         y = conv(features, "out", use_bias=self.out_bias, **zero_last)(y)

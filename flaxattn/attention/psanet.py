@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
@@ -137,12 +138,12 @@ class PSANet(nn.Module):
                 require_size(predict, "kernel", (1, 1, self.hidden, mask[0] * mask[1]))
             values = reduced.reshape(len(x), -1, self.hidden)
             if self.query_chunk is None or self.is_mutable_collection("intermediates"):
-                weights = self._weights(predict(predictors), mask, branch)
+                weights = self._weights(predictors, predict, mask, branch)
                 context = _mean(weights, values)
                 sown[branch] = weights
             else:
                 context = self._in_chunks(predictors, predict, values, mask, branch)
-            contexts.append((context / factor).reshape(reduced.shape).astype(dtype))
+            contexts.append((context / factor).astype(dtype).reshape(reduced.shape))
         if sown:
             self.sow("intermediates", "attention", sown)
 
@@ -200,13 +201,14 @@ class PSANet(nn.Module):
         energy = energy.astype(at_least_float32(energy.dtype))
         return jax.nn.softmax(energy) if self.softmax else energy
 
-    def _weights(self, logits: Array, mask: Sequence[int], branch: str) -> Array:
-        """(N, h, w, mask positions) -> (N, targets, sources)."""
-        batch, *size, offsets = logits.shape
-        positions = jnp.arange(size[0] * size[1])
-        about = self._offsets(positions[:, None], positions[None], size, mask)
-        logits = jnp.pad(logits.reshape(batch, -1, offsets), ((0, 0), (0, 0), (0, 1)))
-        energy = jnp.take_along_axis(logits, about[None], axis=2)
+    def _weights(self, predictors, predict, mask, branch) -> Array:
+        """(N, targets, sources)."""
+        batch, *size, _ = predictors.shape
+        positions = size[0] * size[1]
+        if self.compact:
+            energy = predict(predictors).reshape(batch, positions, positions)
+        else:
+            energy = _of_pairs(predictors, _kernel(predict, predictors).reshape(-1, *mask))
         return self._normalised(energy.swapaxes(1, 2) if branch == "distribute" else energy)
 
     def _in_chunks(self, predictors, predict, values, mask, branch) -> Array:
@@ -214,9 +216,7 @@ class PSANet(nn.Module):
         batch, *size, hidden = predictors.shape
         wide = at_least_float32(predictors.dtype)
         positions = jnp.arange(size[0] * size[1])
-        # What a convolution makes of the unit vectors is its kernel.
-        rows = predict(jnp.eye(hidden, dtype=predictors.dtype)[None, :, None])[0, :, 0].T
-        rows = jnp.pad(rows, ((0, 1), (0, 0)))
+        rows = jnp.pad(_kernel(predict, predictors).T, ((0, 1), (0, 0)))
         predictors = predictors.reshape(batch, -1, hidden)
 
         @jax.checkpoint
@@ -234,6 +234,35 @@ class PSANet(nn.Module):
 
         chunk = min(self.query_chunk or 1, len(positions))
         return jnp.moveaxis(lax.map(one, positions, batch_size=chunk), 0, 1)
+
+
+def _kernel(predict: nn.Module, maps: Array) -> Array:
+    """Of a 1x1 convolution of such maps: what it makes of the unit vectors."""
+    return predict(jnp.eye(maps.shape[-1], dtype=maps.dtype)[None, :, None])[0, :, 0]
+
+
+def _of_pairs(predictors: Array, kernel: Array) -> Array:
+    """Logits [p, q] of (N, h, w, m) by a kernel (m, *mask) of offsets q - p: (N, hw, hw).
+
+    Offsets outside the mask have zero. There is no gather, whose gradient a TPU adds up one by one.
+    """
+    batch, height, width, hidden = predictors.shape
+    _, *mask = kernel.shape
+    rows, columns = 2 * height - 1, 2 * width - 1
+    down, right = (rows - mask[0]) // 2, (columns - mask[1]) // 2
+    zero = np.zeros((), kernel.dtype)
+    kernel = lax.pad(kernel, zero, [(0, 0, 0), (down, down, 0), (right, right, 0)])
+    # Each row of positions has its own rows of offsets.
+    kernels = [kernel[:, height - 1 - i : rows - i].reshape(hidden, -1) for i in range(height)]
+    logits = jnp.einsum("nijm,imo->nijo", predictors, jnp.stack(kernels))
+    # Rows one longer than they are read again: each position's logits move one place further than
+    # those of the position before, and that makes columns of offsets.
+    step = height * columns + width - 1
+    logits = jnp.pad(logits, ((0, 0), (0, 0), (0, 0), (0, width)))
+    logits = logits.reshape(batch, height, -1)[..., : width * step]
+    logits = logits.reshape(batch, height, width, step)[..., width - 1 :]
+    pairs = logits.reshape(batch, height, width, height, columns)[..., :width]
+    return pairs.reshape(batch, height * width, height * width)
 
 
 def _mean(weights: Array, values: Array) -> Array:

@@ -100,4 +100,4 @@ class SelfAttention(nn.Module):
 
         context = attend(self, query, key, value, query_chunk=self.query_chunk)
         context = gamma[0].astype(context.dtype) * context
-        return x + context.reshape(x.shape).astype(x.dtype)
+        return x + context.astype(x.dtype).reshape(x.shape)

@@ -37,15 +37,15 @@ class SimplifiedPSA(nn.Module):
     and is, up to the convolutions, double attention (Chen, Kalantidis, Li, Yan, Feng, "A^2-Nets",
     NeurIPS 2018, arXiv:1810.11579).
 
-    (N, H, W, C) -> (N, H, W, features) in x's dtype; softmaxes and what follows them are float32
-    or wider, the products in the platform's default precision (see `Conv`). Sows P as
-    (N, H, W, features). Parameters: conv_reduce kernel (1, 1, C, features), collect and distribute
-    kernels (1, 1, features, features), and their biases.
+    (N, H, W, C) -> (N, H, W, features) in x's dtype; the convolutions and both products take
+    `dtype` or x's and multiply in the platform's default precision (see `Conv`), their sums and the
+    softmaxes are float32 or wider. Sows P as (N, H, W, features). Parameters: conv_reduce kernel
+    (1, 1, C, features), collect and distribute kernels (1, 1, features, features), and their
+    biases.
 
     Fields:
         features: channels of the answer.
         repair: "gather", "mix" or None.
-        dtype: of the convolutions; x's own if None.
 
     Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
@@ -74,42 +74,42 @@ class SimplifiedPSA(nn.Module):
         require_maps(x)
         if self.repair is not None and self.repair not in REPAIRS:
             raise unknown("repair", self.repair, REPAIRS)
-        batch, height, width, _ = x.shape
+        _, height, width, _ = x.shape
         if self.repair is None and height * width != self.features:
             raise InputError(
                 f"repair=None works only on maps of features={self.features} positions, and "
                 f"{height}x{width} has {height * width}: use repair='gather' or 'mix', which take "
                 f"any map and the same weights."
             )
-        wide = at_least_float32(self.dtype or x.dtype)
+        dtype = self.dtype or x.dtype
+        wide = at_least_float32(dtype)
 
         def conv(name: str) -> Conv:
             return Conv(
                 self.features,
-                dtype=self.dtype or x.dtype,
+                dtype=dtype,
                 param_dtype=self.param_dtype,
                 kernel_init=self.kernel_init,
                 bias_init=self.bias_init,
                 name=name,
             )
 
-        def by_position(maps: Array) -> Array:
-            return maps.reshape(batch, height * width, self.features).astype(wide)
+        def product(axes: str, a: Array, b: Array) -> Array:
+            return jnp.einsum(axes, a.astype(dtype), b.astype(dtype), preferred_element_type=wide)
 
         reduced = conv("conv_reduce")(x)
-        collected = jax.nn.softmax(by_position(conv("collect")(reduced)), axis=1)
-        distributed = jax.nn.softmax(by_position(conv("distribute")(reduced)), axis=2)
-        reduced = by_position(reduced)
-        self.sow("intermediates", "attention", collected.reshape(batch, height, width, -1))
+        collected = jax.nn.softmax(conv("collect")(reduced).astype(wide), axis=(1, 2))
+        distributed = jax.nn.softmax(conv("distribute")(reduced).astype(wide), axis=-1)
+        self.sow("intermediates", "attention", collected)
 
-        # n: batch, p: position, i and j: channels
+        # n: batch, h and w: position, i and j: channels
         if self.repair == "gather":
-            descriptors = jnp.einsum("npi,npj->nij", reduced, collected)
-            attended = jnp.einsum("nij,npj->npi", descriptors, distributed)
+            descriptors = product("nhwi,nhwj->nij", reduced, collected)
+            attended = product("nij,nhwj->nhwi", descriptors, distributed)
         else:
-            mixing = jnp.einsum("npi,npj->nij", collected, distributed)
+            mixing = product("nhwi,nhwj->nij", collected, distributed)
             if self.repair == "mix":
-                attended = jnp.einsum("nij,npj->npi", mixing, reduced)
+                attended = product("nij,nhwj->nhwi", mixing, reduced)
             else:
-                attended = mixing.transpose(0, 2, 1)
-        return (reduced + attended).reshape(batch, height, width, -1).astype(x.dtype)
+                attended = mixing.transpose(0, 2, 1).reshape(reduced.shape)
+        return (reduced + attended.astype(dtype)).astype(x.dtype)

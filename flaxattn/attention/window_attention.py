@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.attend import attend
 from flaxattn.attention.blocks import cut, join
-from flaxattn.attention.heads import head_features, merge_heads, split_heads
+from flaxattn.attention.heads import head_features, merge_heads, split_parts
 from flaxattn.attention.maps import require_maps
 from flaxattn.conv import Initializer
 from flaxattn.errors import InputError
@@ -124,7 +124,7 @@ class WindowAttention(nn.Module):
         padded_height, padded_width = maps.shape[1:3]
         windows = cut(maps, size)
         qkv = dense(3 * features, self.qkv_bias, "qkv")(windows)
-        query, key, value = (split_heads(part, heads) for part in jnp.split(qkv, 3, axis=-1))
+        query, key, value = split_parts(qkv, 3, heads)
 
         table = self.param(
             "relative_position_bias_table",
@@ -147,7 +147,7 @@ class WindowAttention(nn.Module):
             scale=1 / math.sqrt(features // heads),
             normalise=softmax,
         )
-        y = dense(features, True, "proj")(merge_heads(context).astype(self.dtype or x.dtype))
+        y = dense(features, True, "proj")(merge_heads(context.astype(self.dtype or x.dtype)))
         y = join(y, padded_height, padded_width)
         y = y[:, :height, :width] if self.roll_first else y
         return roll(y, 1)[:, :height, :width].astype(x.dtype)
