@@ -76,13 +76,11 @@ def main() -> None:
     print(f"libtpu {version('libtpu')}, jax {version('jax')}, {TOPOLOGY}\n")
     show = show_layer if options.what == "layers" else show_network
     print(inspect.cleandoc(show.__doc__ or ""))
-    found = {}
     with ThreadPoolExecutor(options.jobs) as pool:
         for row, pair in zip(rows, pool.map(lambda row: both(options, row), rows), strict=True):
             print(show(row, *pair), flush=True)
-            found[f"{options.what} {row}"] = pair[0]
-    if options.write:
-        write(found)
+            if options.write:
+                write({f"{options.what} {row}": pair[0]})
 
 
 def layer_rows(only: Iterable[str] | None, sizes: Sequence[str] = SIZES) -> Iterator[str]:

@@ -65,13 +65,13 @@ def count(function: Callable[..., Any], *arguments: Any, **options: Any) -> Coun
 
 def counts(compiled: Compiled, seconds: float) -> Counts:
     """The figures of a compiled program."""
-    cost = compiled.cost_analysis()
-    memory = compiled.memory_analysis()
+    cost: Any = compiled.cost_analysis()
+    memory: Any = compiled.memory_analysis()
     return Counts(
         bytes=round(cost["bytes accessed"]),
         flops=round(cost["flops"]),
         temporaries=memory.temp_size_in_bytes,
-        collectives=collectives(compiled.as_text()),
+        collectives=collectives(compiled.as_text() or ""),
         seconds=seconds,
     )
 
