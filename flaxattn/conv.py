@@ -10,10 +10,12 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn.cpu_conv import Geometry, formulation, native
+from flaxattn import cpu_conv, tpu_conv
+from flaxattn.cpu_conv import Geometry, native
 from flaxattn.errors import InputError
 
 Initializer = Callable[..., Array]
+Formulation = Callable[[Array, Array, Geometry, lax.PrecisionLike], Array]
 
 # torch draws the weights of nn.Conv2d and nn.Linear from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 torch_default: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -32,7 +34,7 @@ class Conv(nn.Module):
     bias (features,). Biases start at zero, where torch draws U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
     On a CPU 1x1, depthwise and grouped convolutions take other ways to the same numbers, see
-    `cpu_conv`; elsewhere all are XLA's own.
+    `cpu_conv`; on a TPU those between a few channels, see `tpu_conv`; all others are XLA's own.
 
     `precision` is that of `lax.conv_general_dilated`. By default a TPU multiplies float32 numbers
     in bfloat16 and a recent GPU in TF32, with 8 and 11 significant bits instead of 24;
@@ -90,17 +92,17 @@ def convolve(
 ) -> Array:
     """The convolution itself, as the platform it is compiled for computes it fastest."""
 
-    def on_any(x: Array, kernel: Array) -> Array:
+    def by(formulation: Formulation) -> Callable[[Array, Array], Array]:
+        return lambda x, kernel: formulation(x, kernel, geometry, precision)
+
+    faster = {
+        platform: by(formulation)
+        for platform, ways in (("cpu", cpu_conv), ("tpu", tpu_conv))
+        if (formulation := ways.formulation(x, kernel, geometry)) is not None
+    }
+    if not faster:
         return native(x, kernel, geometry, precision)
-
-    faster = formulation(x, kernel, geometry)
-    if faster is None:
-        return on_any(x, kernel)
-
-    def on_cpu(x: Array, kernel: Array) -> Array:
-        return faster(x, kernel, geometry, precision)
-
-    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=on_any)
+    return lax.platform_dependent(x, kernel, **faster, default=by(native))
 
 
 def require_groups(groups: int, channels: int, features: int) -> None:

@@ -182,10 +182,10 @@ class _Score(nn.Module):
             told = project(use_bias=False, dtype=wide, precision=highest, name="state")
             hidden = hidden + told(state[:, None, :])
         shape = (self.hidden_features, 1)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype).astype(wide)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype).astype(wide)[:, 0]
         bias = self.param("bias", self.bias_init, (1,), self.param_dtype).astype(wide)
         if self.bias_in_weights:
-            kernel = kernel + bias[None, :]
-        hidden = jnp.tanh(hidden)
-        scores = jnp.einsum("nmk,ko->nmo", hidden, kernel, precision=lax.Precision.HIGHEST)
-        return scores[..., 0] if self.bias_in_weights else scores[..., 0] + bias[None, :]
+            kernel = kernel + bias
+        # A sum of products, not a matrix product of one column: it is computed along with the tanh.
+        scores = jnp.sum(jnp.tanh(hidden) * kernel[None, None, :], axis=-1)
+        return scores if self.bias_in_weights else scores + bias[None, :]
