@@ -44,6 +44,8 @@ COMPILE_ONLY = {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 SIZES = ("32x56x56x256", "32x14x14x1024")
 # These hold a weight for each pair of positions: an early map is none of theirs.
 LATE_ONLY = ("botnet", "generalized", "halo", "lambda", "multi_head", "psanet", "window")
+# Maps that its blocks of 8x8 positions divide.
+OWN_SIZES = {"halo": ("32x16x16x1024",)}
 # Name, then the attention of the network, or none, and images a chip.
 NETWORKS = ("resnet50,none,256", "resnet50,se,256", "resnet50,eca,256", "resnet50,cbam,256")
 
@@ -85,7 +87,7 @@ def main() -> None:
 
 def layer_rows(only: Iterable[str] | None, sizes: Sequence[str] = SIZES) -> Iterator[str]:
     for name in only or sorted(ATTENTION):
-        for size in sizes:
+        for size in OWN_SIZES.get(name, sizes):
             if size != SIZES[0] or name not in LATE_ONLY:
                 yield f"{name},{size}"
 
