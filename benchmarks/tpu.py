@@ -78,11 +78,14 @@ def main() -> None:
     print(f"libtpu {version('libtpu')}, jax {version('jax')}, {TOPOLOGY}\n")
     show = show_layer if options.what == "layers" else show_network
     print(inspect.cleandoc(show.__doc__ or ""))
-    with ThreadPoolExecutor(options.jobs) as pool:
+    pool = ThreadPoolExecutor(options.jobs)
+    try:
         for row, pair in zip(rows, pool.map(lambda row: both(options, row), rows), strict=True):
             print(show(row, *pair), flush=True)
             if options.write:
                 write({f"{options.what} {row}": pair[0]})
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def layer_rows(only: Iterable[str] | None, sizes: Sequence[str] = SIZES) -> Iterator[str]:

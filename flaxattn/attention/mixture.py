@@ -58,8 +58,8 @@ def mixed_convolution(layer: Any, x: Array, weights: Array, *, padding: int | No
     dtype = layer.dtype or x.dtype
     weights = weights.astype(jnp.promote_types(weights.dtype, at_least_float32(dtype)))
 
-    # A sum that is then rounded to bfloat16 needs no products more exact than that: they would store
-    # all samples' kernels in three parts.
+    # A sum that is then rounded to bfloat16 needs no products more exact than that, for which a TPU
+    # would store the kernels of all samples in three parts.
     precision = lax.Precision.HIGHEST if at_least_float32(dtype) == dtype else None
 
     def mixed(name: str, init: Initializer, shape: tuple[int, ...]) -> Array:
