@@ -22,9 +22,11 @@ def formulation(
     x: Array, kernel: Array, geometry: Geometry
 ) -> Callable[[Array, Array, Geometry, lax.PrecisionLike], Array] | None:
     """The function that convolves these two fastest, or None where it is `cpu_conv.native`."""
+    if geometry.groups > 1:
+        return None
     if math.prod(kernel.shape[:-1]) == 1 and not any(geometry.padding):
         return outer
-    few = max(kernel.shape[-2:]) <= MOST_CHANNELS and geometry.groups == 1
+    few = max(kernel.shape[-2:]) <= MOST_CHANNELS
     if x.ndim != 4 or not few or min(kernel.shape[:2]) == 1:
         return None
     return banded if min(x.shape[1:3]) * max(kernel.shape[-2:]) <= MOST_COLUMNS else None

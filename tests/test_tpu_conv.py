@@ -46,6 +46,7 @@ def test_is_xlas_own(case):
     [
         ((8, 8, 3), (7, 7, 3, 64), 1),  # a stem
         ((8, 8, 4), (3, 3, 1, 4), 4),  # depthwise
+        ((8, 8, 4), (1, 1, 1, 8), 4),  # groups of one channel
         ((8, 8, 2), (1, 7, 2, 1), 1),  # a strip
         ((1025, 1030, 1), (3, 3, 1, 1), 1),  # a long way between the bands
         ((8, 2), (3, 2, 1), 1),  # one axis

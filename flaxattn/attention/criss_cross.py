@@ -74,6 +74,7 @@ class CrissCross(nn.Module):
         features = x.shape[-1]
         hidden = reduced_features(features, self.reduction)
         dtype = self.dtype or x.dtype
+        wide = jnp.promote_types(at_least_float32(dtype), x.dtype)
 
         def project(features: int, name: str) -> Conv:
             return Conv(
@@ -90,25 +91,25 @@ class CrissCross(nn.Module):
         value = project(features, "value_conv")
         gamma = self.param("gamma", nn.initializers.zeros, (1,), self.param_dtype)
         for _ in range(self.recurrence):
-            context = self._attend(query(x), key(x), value(x))
-            x = x + (gamma[0].astype(context.dtype) * context).astype(x.dtype)
+            context = self._attend(query(x), key(x), value(x)).astype(wide)
+            x = (x.astype(wide) + gamma[0].astype(wide) * context).astype(x.dtype)
         return x
 
     def _attend(self, query: Array, key: Array, value: Array) -> Array:
-        """Mean of the values of each position's column and row, in float32 or wider."""
+        """Mean of the values of each position's column and row, in their dtype."""
         height = query.shape[1]
         wide = at_least_float32(query.dtype)
 
-        def product(axes: str, a: Array, b: Array) -> Array:
-            return jnp.einsum(axes, a, b, preferred_element_type=wide)
+        def energies(axes: str) -> Array:
+            return jnp.einsum(axes, query, key, preferred_element_type=wide)
 
         # A column's i, or a row's j, is another place g, or v, of the same column, or row.
-        column = product("nijd,ngjd->nijg", query, key)
-        row = product("nijd,nivd->nijv", query, key)
+        column = energies("nijd,ngjd->nijg")
+        row = energies("nijd,nivd->nijv")
         itself = jnp.eye(height, dtype=bool).reshape(1, height, 1, height)
         column = jnp.where(itself, -jnp.inf, column)
         weights = jax.nn.softmax(jnp.concatenate([column, row], axis=-1))
         self.sow("intermediates", "attention", weights)
         weights = weights.astype(value.dtype)
-        context = product("nijg,ngjc->nijc", weights[..., :height], value)
-        return context + product("nijv,nivc->nijc", weights[..., height:], value)
+        context = jnp.einsum("nijg,ngjc->nijc", weights[..., :height], value)
+        return context + jnp.einsum("nijv,nivc->nijc", weights[..., height:], value)
