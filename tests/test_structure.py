@@ -16,7 +16,7 @@ from flaxattn.models.vgg import VGG
 
 PACKAGE = Path(__file__).parent.parent / "flaxattn"
 
-BASE = {"conv", "cpu_conv", "errors", "norm", "precision", "resize"}
+BASE = {"conv", "cpu_conv", "errors", "norm", "precision", "resize", "tpu_conv"}
 CHAIN = [BASE, {"attention"}, {"models"}, {"tasks"}]
 BELOW_TRAIN = set().union(*CHAIN)
 ALL = BELOW_TRAIN | {"data", "train"}

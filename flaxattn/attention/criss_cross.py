@@ -74,7 +74,7 @@ class CrissCross(nn.Module):
         features = x.shape[-1]
         hidden = reduced_features(features, self.reduction)
         dtype = self.dtype or x.dtype
-        wide = jnp.promote_types(at_least_float32(dtype), x.dtype)
+        wide = at_least_float32(x.dtype)
 
         def project(features: int, name: str) -> Conv:
             return Conv(
