@@ -190,7 +190,7 @@ class _AlongChannels(nn.Module):
         shape = (self.kernel_size, z.shape[-1], 1)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype).astype(self.dtype)
         y = lax.platform_dependent(
-            z.astype(self.dtype), kernel, cpu=_convolved, default=_sum_of_taps
+            z.astype(self.dtype), kernel, tpu=_sum_of_taps, default=_convolved
         )
         if not self.use_bias:
             return y
