@@ -160,10 +160,11 @@ class BatchNorm(nn.Module):
                 f"such as {math.gcd(group, len(x))}, or None for all of them."
             )
         if x.size // x.shape[-1] // (len(x) // group) < 2:
+            grouped = "" if self.bn_group is None else f" with bn_group={self.bn_group}"
             raise InputError(
                 f"batch normalisation in train mode needs more than one value per channel, and an "
-                f"input of shape {x.shape} with bn_group={self.bn_group} has one: use a larger "
-                f"batch, map or group, or train=False."
+                f"input of shape {x.shape}{grouped} has one: use a larger batch, map or group, or "
+                f"train=False."
             )
         return group
 

@@ -98,11 +98,9 @@ def test_softmaxes_of_bfloat16_sum_to_one_as_those_of_float32(name):
     ("name", "layers"),
     [
         ("cbam", 3),
-        ("ceca", 1),
         ("channel", 2),
         ("coordinate", 3),
-        ("eca", 1),
-        ("efficientnet_se", 2),
+        ("efficientnet_se", 1),  # the second has one channel: single products
         ("ese", 1),
         ("grouped_se", 2),
         ("lcbam", 3),
@@ -134,6 +132,19 @@ def test_gates_multiply_in_full_float32_on_every_platform(name, layers):
     traced = jax.jit(layer.apply).trace(variables, x)
     text = traced.lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("precision_config = [#stablehlo<precision HIGHEST>") == layers
+
+
+@pytest.mark.parametrize("name", ["ceca", "eca"])
+def test_neighbouring_channels_are_weighted_outside_the_matrix_unit(name):
+    """A TPU's single products are float32's own."""
+    layer = create_attention(name, kernel_size=3)
+    x = jnp.ones((2, 4, 8, 32))
+    variables = layer.init(jax.random.key(0), x)
+    traced = jax.jit(layer.apply).trace(variables, x)
+    on_tpu = traced.lower(lowering_platforms=("tpu",)).as_text()
+    elsewhere = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "convolution" not in on_tpu and "dot_general" not in on_tpu
+    assert "convolution" in elsewhere and "precision HIGHEST" in elsewhere
 
 
 def test_fields_prevail_over_the_variant():
