@@ -2,11 +2,11 @@
 
 from flaxattn import weights
 from flaxattn.attention import ATTENTION, create_attention
-from flaxattn.conv import Conv
 from flaxattn.errors import InputError
+from flaxattn.layers.conv import Conv
+from flaxattn.layers.norm import BatchNorm
 from flaxattn.models import MODELS, create_model
 from flaxattn.models.graft import graft
-from flaxattn.norm import BatchNorm
 from flaxattn.prediction import Prediction, predict
 
 __version__ = "0.1.0"

@@ -11,7 +11,8 @@ from flax.errors import ScopeParamShapeError
 from flax.traverse_util import flatten_dict
 
 from flaxattn.errors import InputError
-from flaxattn.weights import Preprocessing, abstract_variables
+from flaxattn.layers.abstract_variables import abstract_variables
+from flaxattn.weights import Preprocessing
 
 _BATCH = 32
 

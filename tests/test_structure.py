@@ -16,7 +16,7 @@ from flaxattn.models.vgg import VGG
 
 PACKAGE = Path(__file__).parent.parent / "flaxattn"
 
-BASE = {"conv", "cpu_conv", "errors", "norm", "precision", "resize", "tpu_conv"}
+BASE = {"errors", "layers"}
 CHAIN = [BASE, {"attention"}, {"models"}, {"tasks"}]
 BELOW_TRAIN = set().union(*CHAIN)
 ALL = BELOW_TRAIN | {"data", "train"}
@@ -112,7 +112,7 @@ def test_imports_run_one_way(path):
 @pytest.mark.parametrize(
     ("part", "source"),
     [
-        ("conv", "from flaxattn.attention import ATTENTION"),
+        ("layers", "from flaxattn.attention import ATTENTION"),
         ("attention", "import flaxattn.models"),
         ("attention", "from flaxattn import models"),
         ("attention", "from flaxattn import ATTENTION"),
@@ -135,7 +135,10 @@ def test_a_wrong_import_is_found(part, source):
 @pytest.mark.parametrize(
     ("part", "source"),
     [
-        ("attention", "import jax\nfrom flax import linen as nn\nfrom flaxattn.conv import Conv"),
+        (
+            "attention",
+            "import jax\nfrom flax import linen as nn\nfrom flaxattn.layers.conv import Conv",
+        ),
         ("train", "import optax\nfrom flaxattn import data, tasks\nimport grain.python as grain"),
         ("weights", "import numpy as np\nfrom flaxattn.models import MODELS"),
         ("__init__", "from flaxattn import weights\nfrom flaxattn.models import MODELS"),

@@ -15,11 +15,11 @@ from flax import linen as nn
 from torch.nn import functional
 
 from flaxattn import ATTENTION, BatchNorm, Conv, create_attention
-from flaxattn.attention.pooling import max_pool
 from flaxattn.errors import InputError
+from flaxattn.layers.norm import GroupNorm, LayerNorm
+from flaxattn.layers.pooling import max_pool
+from flaxattn.layers.resize import adaptive_average_pool, resize_bilinear, resize_nearest
 from flaxattn.models.placement import Placement
-from flaxattn.norm import GroupNorm, LayerNorm
-from flaxattn.resize import adaptive_average_pool, resize_bilinear, resize_nearest
 from tests.attention.examples import fields
 
 X = np.random.default_rng(0).normal(size=(2, 7, 5, 6)).astype(np.float32)

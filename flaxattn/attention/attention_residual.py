@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.dual_attention import DualAttention
 from flaxattn.attention.maps import require_maps
-from flaxattn.conv import Conv, Initializer, torch_default
+from flaxattn.layers.conv import Conv, Initializer, torch_default
 
 
 class AttentionResidual(nn.Module):

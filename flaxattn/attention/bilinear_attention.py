@@ -9,14 +9,14 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.blocks import require_divisor
-from flaxattn.attention.bottleneck import reduced_features
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import maximum
-from flaxattn.conv import Conv, Initializer, kaiming_fan_out, torch_default
+from flaxattn.attention.parts.blocks import require_divisor
 from flaxattn.errors import InputError
-from flaxattn.norm import BatchNorm
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_default
+from flaxattn.layers.norm import BatchNorm
+from flaxattn.layers.pooling import maximum
+from flaxattn.layers.precision import at_least_float32
+from flaxattn.layers.widths import reduced_features
 
 
 class BilinearAttention(nn.Module):

@@ -8,12 +8,12 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.attend import attend
-from flaxattn.attention.blocks import block_means, require_divisor
-from flaxattn.attention.heads import head_features, key_features, merge_heads, split_heads
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.relative_position import RelativePosition
-from flaxattn.conv import Conv, Initializer
+from flaxattn.attention.parts.attend import attend
+from flaxattn.attention.parts.blocks import block_means, require_divisor
+from flaxattn.attention.parts.heads import head_features, key_features, merge_heads, split_heads
+from flaxattn.attention.parts.relative_position import RelativePosition
+from flaxattn.layers.conv import Conv, Initializer
 
 
 class BottleneckSelfAttention(nn.Module):

@@ -13,8 +13,8 @@ from flaxattn.attention.channel_attention import ChannelAttention
 from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
 from flaxattn.attention.spatial_attention import SpatialAttention
-from flaxattn.conv import Initializer, torch_default
-from flaxattn.norm import BatchNorm
+from flaxattn.layers.conv import Initializer, torch_default
+from flaxattn.layers.norm import BatchNorm
 
 
 class CBAM(nn.Module):

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.precision import at_least_float32
 
 
 class ChannelAffinity(nn.Module):

@@ -9,10 +9,12 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.bottleneck import bottleneck, reduced_features
 from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import (
+from flaxattn.attention.parts.bottleneck import bottleneck
+from flaxattn.errors import unknown
+from flaxattn.layers.conv import Initializer, torch_default
+from flaxattn.layers.pooling import (
     average_pool,
     max_pool,
     mean_of,
@@ -20,9 +22,8 @@ from flaxattn.attention.pooling import (
     rescale,
     safe_sqrt,
 )
-from flaxattn.conv import Initializer, torch_default
-from flaxattn.errors import unknown
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.precision import at_least_float32
+from flaxattn.layers.widths import reduced_features
 
 
 def l2_pool(x: Array) -> Array:

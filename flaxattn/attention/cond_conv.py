@@ -10,11 +10,11 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.graft import AsConvolution
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.mixture import mixed_convolution
-from flaxattn.attention.pooling import average_pool
-from flaxattn.conv import Conv, Initializer, torch_default
+from flaxattn.attention.parts.mixture import mixed_convolution
 from flaxattn.errors import InputError
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Conv, Initializer, torch_default
+from flaxattn.layers.pooling import average_pool
+from flaxattn.layers.precision import at_least_float32
 
 
 class CondConv(nn.Module):

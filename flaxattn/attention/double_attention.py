@@ -8,11 +8,11 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.bottleneck import reduced_features
 from flaxattn.attention.maps import require_maps
-from flaxattn.conv import Conv, Initializer, kaiming_fan_out, torch_default
 from flaxattn.errors import InputError
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_default
+from flaxattn.layers.precision import at_least_float32
+from flaxattn.layers.widths import reduced_features
 
 
 class DoubleAttention(nn.Module):

@@ -9,12 +9,13 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.bottleneck import bottleneck, reduced_features
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import average_pool, rescale
-from flaxattn.conv import Conv, Initializer, torch_default
+from flaxattn.attention.parts.bottleneck import bottleneck
 from flaxattn.errors import InputError
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Conv, Initializer, torch_default
+from flaxattn.layers.pooling import average_pool, rescale
+from flaxattn.layers.precision import at_least_float32
+from flaxattn.layers.widths import reduced_features
 
 
 class DualAttention(nn.Module):

@@ -8,14 +8,14 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
-from flaxattn.attention.bottleneck import reduced_features
 from flaxattn.attention.graft import AsConvolution
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.mixture import mixed_convolution
-from flaxattn.attention.pooling import average_pool
-from flaxattn.conv import Conv, Initializer, kaiming_fan_out, torch_default
+from flaxattn.attention.parts.mixture import mixed_convolution
 from flaxattn.errors import InputError
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_default
+from flaxattn.layers.pooling import average_pool
+from flaxattn.layers.precision import at_least_float32
+from flaxattn.layers.widths import reduced_features
 
 
 class DynamicConv(nn.Module):

@@ -11,9 +11,9 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import average_pool, max_pool, mean_of, rescale
-from flaxattn.conv import Conv, Initializer, kaiming_fan_in, torch_default
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_in, torch_default
+from flaxattn.layers.pooling import average_pool, max_pool, mean_of, rescale
+from flaxattn.layers.precision import at_least_float32
 
 
 class EffectiveSqueezeExcite(nn.Module):

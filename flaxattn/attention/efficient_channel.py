@@ -9,14 +9,14 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn.attention.bottleneck import reduced_features
 from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import average_pool, rescale
-from flaxattn.conv import Conv, Initializer, require_odd, torch_default
-from flaxattn.cpu_conv import Geometry, native
 from flaxattn.errors import InputError, unknown
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Conv, Initializer, require_odd, torch_default
+from flaxattn.layers.cpu_conv import Geometry, native
+from flaxattn.layers.pooling import average_pool, rescale
+from flaxattn.layers.precision import at_least_float32
+from flaxattn.layers.widths import reduced_features
 
 PADDINGS = ("zeros", "circular")
 

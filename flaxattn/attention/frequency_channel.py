@@ -10,14 +10,15 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn.attention.bottleneck import bottleneck, reduced_features
 from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import rescale
-from flaxattn.conv import Initializer, torch_default
+from flaxattn.attention.parts.bottleneck import bottleneck
 from flaxattn.errors import InputError, unknown
-from flaxattn.precision import at_least_float32
-from flaxattn.resize import bin_averages
+from flaxattn.layers.conv import Initializer, torch_default
+from flaxattn.layers.pooling import rescale
+from flaxattn.layers.precision import at_least_float32
+from flaxattn.layers.resize import bin_averages
+from flaxattn.layers.widths import reduced_features
 
 # The grid in which frequencies (along H, along W) are counted, and the authors' three orders of
 # them: by accuracy when used alone, best first; from low to high; by accuracy, worst first.

@@ -9,10 +9,10 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import rescale
-from flaxattn.conv import Initializer
 from flaxattn.errors import InputError, unknown
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Initializer
+from flaxattn.layers.pooling import rescale
+from flaxattn.layers.precision import at_least_float32
 
 EMBEDDINGS = ("l2", "l1")
 

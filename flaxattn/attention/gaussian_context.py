@@ -11,9 +11,9 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.linear_context import standardise
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import average_pool, rescale
 from flaxattn.errors import InputError
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.pooling import average_pool, rescale
+from flaxattn.layers.precision import at_least_float32
 
 
 class GaussianContext(nn.Module):

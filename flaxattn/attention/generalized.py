@@ -10,13 +10,13 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.attend import attend
 from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
-from flaxattn.conv import Conv, Initializer
+from flaxattn.attention.parts.attend import attend
 from flaxattn.errors import InputError
-from flaxattn.precision import at_least_float32
-from flaxattn.resize import resize_bilinear
+from flaxattn.layers.conv import Conv, Initializer
+from flaxattn.layers.precision import at_least_float32
+from flaxattn.layers.resize import resize_bilinear
 
 lecun_uniform: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 

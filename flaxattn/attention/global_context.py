@@ -9,14 +9,14 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn.attention.bottleneck import reduced_features
 from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import average_pool
-from flaxattn.conv import Conv, Initializer, kaiming_fan_in, torch_default
 from flaxattn.errors import InputError, unknown
-from flaxattn.norm import LayerNorm
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_in, torch_default
+from flaxattn.layers.norm import LayerNorm
+from flaxattn.layers.pooling import average_pool
+from flaxattn.layers.precision import at_least_float32
+from flaxattn.layers.widths import reduced_features
 
 POOLS = ("attention", "average")
 FUSIONS = ("scale", "add")

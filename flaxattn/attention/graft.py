@@ -7,7 +7,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.precision import at_least_float32
 
 
 class Neutral(NamedTuple):

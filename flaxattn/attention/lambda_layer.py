@@ -10,14 +10,14 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.blocks import block_means, require_divisor
-from flaxattn.attention.heads import head_features
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.relative_position import sized_param
-from flaxattn.conv import Conv, Initializer, require_odd
+from flaxattn.attention.parts.blocks import block_means, require_divisor
+from flaxattn.attention.parts.heads import head_features
+from flaxattn.attention.parts.relative_position import sized_param
 from flaxattn.errors import InputError
-from flaxattn.norm import BatchNorm
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Conv, Initializer, require_odd
+from flaxattn.layers.norm import BatchNorm
+from flaxattn.layers.precision import at_least_float32
 
 
 class LambdaLayer(nn.Module):

@@ -9,9 +9,9 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import rescale
-from flaxattn.conv import Conv, Initializer, kaiming_fan_in, torch_default
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_in, torch_default
+from flaxattn.layers.pooling import rescale
+from flaxattn.layers.precision import at_least_float32
 
 
 class LargeKernel(nn.Module):

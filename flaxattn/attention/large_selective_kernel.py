@@ -10,11 +10,11 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import rescale
 from flaxattn.attention.spatial_attention import channel_max, channel_mean
-from flaxattn.conv import Conv, Initializer, torch_default
 from flaxattn.errors import InputError
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Conv, Initializer, torch_default
+from flaxattn.layers.pooling import rescale
+from flaxattn.layers.precision import at_least_float32
 
 
 class LargeSelectiveKernel(nn.Module):

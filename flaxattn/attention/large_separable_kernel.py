@@ -9,10 +9,10 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import rescale
-from flaxattn.conv import Conv, Initializer, kaiming_fan_in, torch_default
 from flaxattn.errors import InputError
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_in, torch_default
+from flaxattn.layers.pooling import rescale
+from flaxattn.layers.precision import at_least_float32
 
 # k: lengths of the near and of the far kernels, and the dilation of the far ones.
 # Together they see k = near + (far - 1) * dilation pixels along either axis.

@@ -10,10 +10,10 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import rescale
-from flaxattn.attention.relative_position import require_size
-from flaxattn.norm import BatchNorm
-from flaxattn.precision import at_least_float32
+from flaxattn.attention.parts.relative_position import require_size
+from flaxattn.layers.norm import BatchNorm
+from flaxattn.layers.pooling import rescale
+from flaxattn.layers.precision import at_least_float32
 
 
 class NormalizationBased(nn.Module):

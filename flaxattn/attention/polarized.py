@@ -10,11 +10,11 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import average_pool, rescale
-from flaxattn.conv import Conv, Initializer, torch_default
 from flaxattn.errors import InputError, unknown
-from flaxattn.norm import LayerNorm
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Conv, Initializer, torch_default
+from flaxattn.layers.norm import LayerNorm
+from flaxattn.layers.pooling import average_pool, rescale
+from flaxattn.layers.precision import at_least_float32
 
 _SOFTMAXES = ("query", "value", "result")
 # How the authors draw the kernels of queries and values.

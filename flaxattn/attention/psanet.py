@@ -11,12 +11,12 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.relative_position import require_size
-from flaxattn.conv import Conv, Initializer, torch_default
+from flaxattn.attention.parts.relative_position import require_size
 from flaxattn.errors import InputError, unknown
-from flaxattn.norm import BatchNorm
-from flaxattn.precision import at_least_float32
-from flaxattn.resize import resize_bilinear
+from flaxattn.layers.conv import Conv, Initializer, torch_default
+from flaxattn.layers.norm import BatchNorm
+from flaxattn.layers.precision import at_least_float32
+from flaxattn.layers.resize import resize_bilinear
 
 # The branches of each direction, and what their submodules' names begin with, as in semseg.
 DIRECTIONS = {

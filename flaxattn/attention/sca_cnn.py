@@ -10,10 +10,10 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import average_pool, rescale
-from flaxattn.conv import Conv, Initializer
 from flaxattn.errors import InputError, unknown
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Conv, Initializer
+from flaxattn.layers.pooling import average_pool, rescale
+from flaxattn.layers.precision import at_least_float32
 
 ORDERS = {"channel_spatial": ("channel", "spatial"), "spatial_channel": ("spatial", "channel")}
 

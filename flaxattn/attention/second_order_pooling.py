@@ -10,11 +10,11 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import rescale
-from flaxattn.conv import Conv, Initializer, kaiming_fan_out, torch_default
 from flaxattn.errors import InputError
-from flaxattn.norm import BatchNorm
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_default
+from flaxattn.layers.norm import BatchNorm
+from flaxattn.layers.pooling import rescale
+from flaxattn.layers.precision import at_least_float32
 
 
 class SecondOrderPooling(nn.Module):

@@ -10,11 +10,11 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.bottleneck import bottleneck, reduced_features
 from flaxattn.attention.graft import AsConvolution
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import average_pool
-from flaxattn.conv import (
+from flaxattn.attention.parts.bottleneck import bottleneck
+from flaxattn.errors import InputError
+from flaxattn.layers.conv import (
     Conv,
     Initializer,
     kaiming_fan_in,
@@ -22,9 +22,10 @@ from flaxattn.conv import (
     require_odd,
     torch_default,
 )
-from flaxattn.errors import InputError
-from flaxattn.norm import BatchNorm
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.norm import BatchNorm
+from flaxattn.layers.pooling import average_pool
+from flaxattn.layers.precision import at_least_float32
+from flaxattn.layers.widths import reduced_features
 
 
 class SelectiveKernel(nn.Module):

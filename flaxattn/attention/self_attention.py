@@ -7,11 +7,11 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.attend import attend
-from flaxattn.attention.bottleneck import reduced_features
 from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
-from flaxattn.conv import Conv, Initializer, torch_default
+from flaxattn.attention.parts.attend import attend
+from flaxattn.layers.conv import Conv, Initializer, torch_default
+from flaxattn.layers.widths import reduced_features
 
 
 class SelfAttention(nn.Module):

@@ -9,9 +9,9 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import average_pool, rescale, variance_pool
 from flaxattn.errors import InputError
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.pooling import average_pool, rescale, variance_pool
+from flaxattn.layers.precision import at_least_float32
 
 
 class SimAM(nn.Module):

@@ -9,9 +9,9 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
-from flaxattn.conv import Conv, Initializer, torch_default
 from flaxattn.errors import InputError, unknown
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Conv, Initializer, torch_default
+from flaxattn.layers.precision import at_least_float32
 
 REPAIRS = ("gather", "mix")
 

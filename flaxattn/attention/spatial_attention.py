@@ -12,11 +12,11 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import maximum, mean_of, pool_by_each, rescale
-from flaxattn.conv import Conv, Initializer, torch_default
 from flaxattn.errors import unknown
-from flaxattn.norm import BatchNorm
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Conv, Initializer, torch_default
+from flaxattn.layers.norm import BatchNorm
+from flaxattn.layers.pooling import maximum, mean_of, pool_by_each, rescale
+from flaxattn.layers.precision import at_least_float32
 
 
 def channel_mean(x: Array) -> Array:

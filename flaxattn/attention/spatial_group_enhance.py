@@ -11,10 +11,10 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import average_pool, rescale, safe_sqrt
-from flaxattn.conv import Initializer
 from flaxattn.errors import InputError
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Initializer
+from flaxattn.layers.pooling import average_pool, rescale, safe_sqrt
+from flaxattn.layers.precision import at_least_float32
 
 
 class SpatialGroupEnhance(nn.Module):

@@ -9,9 +9,9 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import rescale, strip_pool
-from flaxattn.conv import Conv, Initializer, torch_default
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Conv, Initializer, torch_default
+from flaxattn.layers.pooling import rescale, strip_pool
+from flaxattn.layers.precision import at_least_float32
 
 
 class StripAttention(nn.Module):

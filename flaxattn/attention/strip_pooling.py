@@ -10,10 +10,10 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import rescale, strip_pool
-from flaxattn.conv import Conv, Initializer, torch_default
-from flaxattn.norm import BatchNorm
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Conv, Initializer, torch_default
+from flaxattn.layers.norm import BatchNorm
+from flaxattn.layers.pooling import rescale, strip_pool
+from flaxattn.layers.precision import at_least_float32
 
 
 class StripPooling(nn.Module):

@@ -10,11 +10,11 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
-from flaxattn.attention.pooling import average_pool, rescale, safe_sqrt, variance_pool
-from flaxattn.conv import Initializer
 from flaxattn.errors import InputError
-from flaxattn.norm import BatchNorm
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Initializer
+from flaxattn.layers.norm import BatchNorm
+from flaxattn.layers.pooling import average_pool, rescale, safe_sqrt, variance_pool
+from flaxattn.layers.precision import at_least_float32
 
 # torch draws the weights of a convolution over a channel's two statistics from U(-1/2^.5, 1/2^.5).
 _PAIRS: Initializer = nn.initializers.variance_scaling(

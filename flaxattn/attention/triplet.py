@@ -11,9 +11,9 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
 from flaxattn.attention.spatial_attention import SpatialAttention
-from flaxattn.conv import Initializer, torch_default
-from flaxattn.norm import BatchNorm
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Initializer, torch_default
+from flaxattn.layers.norm import BatchNorm
+from flaxattn.layers.precision import at_least_float32
 
 
 class TripletAttention(nn.Module):

@@ -10,12 +10,12 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.attend import attend
-from flaxattn.attention.blocks import cut, join
-from flaxattn.attention.heads import head_features, merge_heads, split_parts
 from flaxattn.attention.maps import require_maps
-from flaxattn.conv import Initializer
+from flaxattn.attention.parts.attend import attend
+from flaxattn.attention.parts.blocks import cut, join
+from flaxattn.attention.parts.heads import head_features, merge_heads, split_parts
 from flaxattn.errors import InputError
+from flaxattn.layers.conv import Initializer
 
 HEAD_FEATURES = 32  # of each head, in all of the paper's networks
 MASKED = -100.0  # added to the energy between positions that the shift made neighbours

@@ -14,7 +14,7 @@ from flaxattn.attention import ATTENTION, create_attention, require_name
 from flaxattn.errors import InputError
 from flaxattn.inspect.cost import cost
 from flaxattn.inspect.table import aligned, mmacs
-from flaxattn.weights import abstract_variables
+from flaxattn.layers.abstract_variables import abstract_variables
 
 FEATURES = 256
 SIZE = 56

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.extend import core
 
-from flaxattn.weights import abstract_variables
+from flaxattn.layers.abstract_variables import abstract_variables
 
 
 class Cost(NamedTuple):

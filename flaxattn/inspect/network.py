@@ -11,7 +11,7 @@ from flax import linen as nn
 from flaxattn.attention.graft import Graft
 from flaxattn.inspect.cost import Cost, cost, macs
 from flaxattn.inspect.table import aligned, mmacs
-from flaxattn.weights import abstract_variables
+from flaxattn.layers.abstract_variables import abstract_variables
 
 
 class Placed(NamedTuple):

@@ -5,8 +5,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from flaxattn.attention.bottleneck import make_divisible
 from flaxattn.errors import InputError
+from flaxattn.layers.widths import make_divisible
 
 
 class BlockSpec(NamedTuple):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.precision import at_least_float32
 
 Pool = Callable[[Array, int], Array]
 

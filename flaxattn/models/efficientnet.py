@@ -9,7 +9,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from flaxattn.attention.bottleneck import make_divisible
+from flaxattn.layers.widths import make_divisible
 from flaxattn.models.block_spec import (
     Stages,
     conv,

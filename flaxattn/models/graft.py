@@ -12,8 +12,8 @@ from jax import Array
 
 from flaxattn.attention.graft import AsConvolution
 from flaxattn.errors import InputError
+from flaxattn.layers.precision import at_least_float32
 from flaxattn.models.placement import Placement
-from flaxattn.precision import at_least_float32
 
 # A collection, the modules' names and the array's own, as flatten_dict has them.
 Path = tuple[str, ...]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from flaxattn.attention.pooling import average_pool, max_pool, mean_of
+from flaxattn.layers.pooling import average_pool, max_pool, mean_of
 
 # timm's names: (N, H, W, C) -> (N, C), and twice as many channels for the last.
 GLOBAL_POOLS: dict[str, Callable[[Array], Array]] = {

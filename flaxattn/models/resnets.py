@@ -5,7 +5,7 @@ All that timm 1.0.31 builds from its ResNet class; and resnet10, which it lacks.
 
 from typing import Any
 
-from flaxattn.norm import GroupNorm
+from flaxattn.layers.norm import GroupNorm
 
 Fields = dict[str, Any]
 

@@ -11,12 +11,12 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.shared_attention import apply_next
-from flaxattn.conv import Conv, Initializer, kaiming_fan_out
 from flaxattn.errors import InputError, require_count, require_rate, unknown
+from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out
+from flaxattn.layers.norm import BatchNorm
+from flaxattn.layers.resize import adaptive_average_pool
 from flaxattn.models.head import GLOBAL_POOLS, Classifier
 from flaxattn.models.placement import LayerFactory, Placement, conv_name, place, same_shape
-from flaxattn.norm import BatchNorm
-from flaxattn.resize import adaptive_average_pool
 
 HEADS = ("fixed", "sliding")
 _HEAD_SIZE = 7  # positions along either side of the map that the first fully connected layer sees

@@ -23,8 +23,8 @@ from flaxattn.data import (
     train_transform,
 )
 from flaxattn.errors import InputError, unknown
+from flaxattn.layers.precision import at_least_float32
 from flaxattn.models import create_model
-from flaxattn.precision import at_least_float32
 from flaxattn.tasks import Classification
 from flaxattn.train import workdir as workdirs
 from flaxattn.train.checkpoint import Checkpoints

@@ -12,7 +12,7 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.precision import at_least_float32
 from flaxattn.tasks import Classification
 from flaxattn.train.mix import mix
 from flaxattn.train.sharding import by_example, replicated

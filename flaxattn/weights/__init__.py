@@ -1,6 +1,7 @@
 """PyTorch state dicts to Flax variables and back, bit for bit, without PyTorch."""
 
-from flaxattn.weights.convert import abstract_variables, to_torch
+from flaxattn.layers.abstract_variables import abstract_variables
+from flaxattn.weights.convert import to_torch
 from flaxattn.weights.files import read, write
 from flaxattn.weights.preprocessing import Preprocessing, class_names
 from flaxattn.weights.pretrained import Pretrained, load, load_pretrained

@@ -17,8 +17,9 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
+from flaxattn.layers.abstract_variables import abstract_variables
 from flaxattn.models import MODELS, create_model
-from flaxattn.weights.convert import Fit, abstract_variables, fit
+from flaxattn.weights.convert import Fit, fit
 
 _TRIES = 8  # models that are near enough: up to five have the same numbers
 _SECONDS = 10  # an error may take as long to name its cause; then the best so far is the answer

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
@@ -85,12 +84,6 @@ def to_torch(
             raise InputError(f"two arrays would be called {key}: the naming is not one to one.")
         tensors[key] = _theirs(np.asarray(array), path[-1], layout)
     return tensors
-
-
-def abstract_variables(module: nn.Module, input_shape: Sequence[int]) -> dict[str, Any]:
-    """Shapes and dtypes of the module's variables for an input (N, H, W, C); makes no array."""
-    x = jax.ShapeDtypeStruct(tuple(input_shape), getattr(module, "param_dtype", jnp.float32))
-    return jax.eval_shape(module.init, jax.eval_shape(lambda: jax.random.key(0)), x)
 
 
 def fit(

@@ -11,8 +11,9 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxattn.errors import InputError, unknown
+from flaxattn.layers.abstract_variables import abstract_variables
 from flaxattn.weights.architecture import likeliest
-from flaxattn.weights.convert import Fit, abstract_variables, fit, key_of
+from flaxattn.weights.convert import Fit, fit, key_of
 from flaxattn.weights.files import read, unwrapped
 from flaxattn.weights.naming import FLAX, Table
 from flaxattn.weights.sources import Checkpoint

@@ -8,8 +8,8 @@ from flax import linen as nn
 
 from flaxattn.attention.attention_residual import AttentionResidual
 from flaxattn.attention.dual_attention import DualAttention
-from flaxattn.conv import Conv
 from flaxattn.errors import InputError
+from flaxattn.layers.conv import Conv
 from tests.attention import contract, parity
 from tests.attention.parity import Case
 from tests.torch_reference import attention_residual

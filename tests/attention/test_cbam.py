@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from flaxattn.attention import CBAM, ChannelAttention, SpatialAttention
 from flaxattn.errors import InputError
-from flaxattn.norm import BatchNorm
+from flaxattn.layers.norm import BatchNorm
 from tests.attention import contract
 from tests.attention.parity import Case
 from tests.torch_reference import cbam

@@ -7,8 +7,8 @@ from flax import linen as nn
 
 from flaxattn.attention import ChannelAttention
 from flaxattn.attention.channel_attention import l2_pool
-from flaxattn.attention.pooling import max_pool
 from flaxattn.errors import InputError
+from flaxattn.layers.pooling import max_pool
 from tests.attention import contract, parity
 from tests.attention.parity import Case
 from tests.torch_reference import channel_attention

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from flaxattn.attention.dual_attention import DualAttention
-from flaxattn.conv import kaiming_fan_out
 from flaxattn.errors import InputError
+from flaxattn.layers.conv import kaiming_fan_out
 from tests.attention.parity import Case
 from tests.torch_reference import dual_attention
 

@@ -6,8 +6,8 @@ from flax import linen as nn
 
 from flaxattn.attention import DynamicConv
 from flaxattn.attention.dynamic_conv import stepped_temperature_at, temperature_at
-from flaxattn.conv import Conv
 from flaxattn.errors import InputError
+from flaxattn.layers.conv import Conv
 from tests.attention import contract
 from tests.attention.parity import Case
 from tests.torch_reference.mixture import DynamicConv2d

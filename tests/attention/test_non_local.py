@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from flaxattn.attention.bottleneck import reduced_features
 from flaxattn.attention.non_local import MODES, NonLocal, max_pool_by_two, zero_batch_norm
 from flaxattn.errors import InputError
+from flaxattn.layers.widths import reduced_features
 from tests.attention import contract, parity
 from tests.attention.parity import FEATURES, Case
 from tests.torch_reference import non_local

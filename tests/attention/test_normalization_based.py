@@ -7,7 +7,7 @@ import pytest
 
 from flaxattn.attention import NormalizationBased
 from flaxattn.errors import InputError
-from flaxattn.norm import BatchNorm
+from flaxattn.layers.norm import BatchNorm
 from tests.attention import contract, parity
 from tests.attention.parity import Case
 from tests.torch_reference import normalization_based

@@ -5,7 +5,7 @@ import pytest
 
 from flaxattn.attention import ATTENTION, CBAM, DualAttention, SqueezeExcite, create_attention
 from flaxattn.errors import InputError
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.precision import at_least_float32
 from tests.attention import contract
 from tests.attention.examples import SOWN, fields
 

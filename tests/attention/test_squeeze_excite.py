@@ -6,8 +6,8 @@ import torch
 from flax import linen as nn
 
 from flaxattn.attention import SqueezeExcite
-from flaxattn.attention.bottleneck import reduced_features
 from flaxattn.errors import InputError
+from flaxattn.layers.widths import reduced_features
 from tests.attention import contract
 from tests.attention.parity import Case
 from tests.torch_reference import squeeze_excite

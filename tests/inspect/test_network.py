@@ -5,7 +5,7 @@ import pytest
 from flaxattn import create_model
 from flaxattn.__main__ import main
 from flaxattn.inspect.network import describe_network, placed
-from flaxattn.weights import abstract_variables
+from flaxattn.layers.abstract_variables import abstract_variables
 
 SHAPE = (1, 64, 64, 3)
 

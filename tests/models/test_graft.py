@@ -14,8 +14,8 @@ from flaxattn import create_model, graft
 from flaxattn.attention import ATTENTION, SqueezeExcite
 from flaxattn.attention.graft import Graft
 from flaxattn.errors import InputError
+from flaxattn.layers.norm import BatchNorm, GroupNorm
 from flaxattn.models import Placement
-from flaxattn.norm import BatchNorm, GroupNorm
 from tests.models.networks import shapes_of
 
 MECHANISMS = [

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from flaxattn import MODELS, InputError, create_model, weights
+from flaxattn.layers.abstract_variables import abstract_variables
+from flaxattn.layers.norm import BatchNorm, GroupNorm
 from flaxattn.models import ResNet, SENet
 from flaxattn.models.downsampling import (
     average_pool,
@@ -19,8 +21,6 @@ from flaxattn.models.downsampling import (
 )
 from flaxattn.models.resnets import RESNETS
 from flaxattn.models.senet import SENETS
-from flaxattn.norm import BatchNorm, GroupNorm
-from flaxattn.weights import abstract_variables
 from tests.attention import parity
 from tests.models.networks import (
     check_features,

@@ -6,8 +6,8 @@ from pathlib import Path
 import jax
 
 import flaxattn.weights
+from flaxattn.layers.abstract_variables import abstract_variables
 from flaxattn.models import MODELS, create_model
-from flaxattn.weights import abstract_variables
 from flaxattn.weights.architecture import numbers
 
 FILE = Path(flaxattn.weights.__file__).with_name("architectures.json")

@@ -10,9 +10,9 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn.conv import Initializer
 from flaxattn.errors import InputError
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Initializer
+from flaxattn.layers.precision import at_least_float32
 
 # The variance about the mean, so that a large mean costs no digits. Flax's own widening is to
 # float32, which float64 cannot follow, and without it Flax multiplies by scale and bias whatever

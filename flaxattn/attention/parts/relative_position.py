@@ -9,9 +9,9 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.conv import Initializer
 from flaxattn.errors import InputError
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.conv import Initializer
+from flaxattn.layers.precision import at_least_float32
 
 
 class RelativePosition(nn.Module):

@@ -7,9 +7,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
-from flaxattn import cpu_conv
-from flaxattn.conv import convolve
-from flaxattn.cpu_conv import Geometry, native
+from flaxattn.layers import cpu_conv
+from flaxattn.layers.conv import convolve
+from flaxattn.layers.cpu_conv import Geometry, native
 
 # (x without its batch, kernel, geometry): each formulation, with one to three axes.
 CASES = {

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.precision import at_least_float32
 
 # Channels that are convolved densely at once, though only those of one group belong together: fewer
 # would leave the multiplication to small matrices, more would multiply too many zeros.

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array, lax
 
 from flaxattn.errors import InputError, unknown
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.precision import at_least_float32
 
 
 def average_pool(x: Array) -> Array:

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn.conv import (
+from flaxattn.layers.conv import (
     Initializer,
     require_fit,
     require_groups,
     require_integers,
     require_odd,
 )
-from flaxattn.cpu_conv import Geometry, native
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.cpu_conv import Geometry, native
+from flaxattn.layers.precision import at_least_float32
 
 
 def mixed_convolution(layer: Any, x: Array, weights: Array, *, padding: int | None = None) -> Array:

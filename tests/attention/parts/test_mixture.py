@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxattn.attention.mixture import by_groups, by_taps
-from flaxattn.cpu_conv import Geometry
+from flaxattn.attention.parts.mixture import by_groups, by_taps
+from flaxattn.layers.cpu_conv import Geometry
 
 GEOMETRIES = {
     "dense": Geometry((1, 1), (1, 1), (1, 1), 1),

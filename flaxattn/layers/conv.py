@@ -10,9 +10,9 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn import cpu_conv, tpu_conv
-from flaxattn.cpu_conv import Geometry, native
 from flaxattn.errors import InputError
+from flaxattn.layers import cpu_conv, tpu_conv
+from flaxattn.layers.cpu_conv import Geometry, native
 
 Initializer = Callable[..., Array]
 Formulation = Callable[[Array, Array, Geometry, lax.PrecisionLike], Array]

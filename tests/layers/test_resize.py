@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from flaxattn.resize import adaptive_average_pool, resize_bilinear, resize_nearest
+from flaxattn.layers.resize import adaptive_average_pool, resize_bilinear, resize_nearest
 
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 

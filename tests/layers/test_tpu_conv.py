@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxattn import tpu_conv
-from flaxattn.conv import convolve
-from flaxattn.cpu_conv import Geometry, native
+from flaxattn.layers import tpu_conv
+from flaxattn.layers.conv import convolve
+from flaxattn.layers.cpu_conv import Geometry, native
 
 # (x without its batch, kernel, geometry)
 CASES = {

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array, lax
 
-from flaxattn.cpu_conv import Geometry, native
+from flaxattn.layers.cpu_conv import Geometry, native
 
 MOST_CHANNELS = 4
 # Of the short axis times the channels: beyond it the matrices are mostly zeros.

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flaxattn import Conv, weights
-from flaxattn.conv import require_odd
 from flaxattn.errors import InputError
+from flaxattn.layers.conv import require_odd
 
 
 @settings(max_examples=25)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.precision import at_least_float32
 
 
 def resize_nearest(x: Array, size: Sequence[int]) -> Array:

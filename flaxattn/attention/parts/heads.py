@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jax import Array
 
-from flaxattn.attention.bottleneck import make_divisible
 from flaxattn.errors import InputError
+from flaxattn.layers.widths import make_divisible
 
 
 def head_features(features: int, num_heads: int) -> int:

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import Array, lax
 
 from flaxattn.errors import InputError
-from flaxattn.precision import at_least_float32
+from flaxattn.layers.precision import at_least_float32
 
 
 def attend(

@@ -7,7 +7,7 @@ import torch
 from flaxattn import BatchNorm
 from flaxattn.errors import InputError
 from flaxattn.inspect.compiled import collectives
-from flaxattn.norm import GroupNorm, LayerNorm
+from flaxattn.layers.norm import GroupNorm, LayerNorm
 from flaxattn.train.sharding import by_example, make_mesh, replicated
 
 

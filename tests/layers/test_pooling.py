@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from flaxattn.attention.pooling import _by_reduction, _by_tournament, maximum
+from flaxattn.layers.pooling import _by_reduction, _by_tournament, maximum
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What every network is built of: torch-exact convolution, normalisation, pooling, resizing."""
