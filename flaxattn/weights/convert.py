@@ -13,6 +13,7 @@ from flaxattn.errors import InputError
 from flaxattn.weights.naming import (
     FLAX,
     OWN,
+    Naming,
     Table,
     TorchName,
     is_derived,
@@ -21,10 +22,9 @@ from flaxattn.weights.naming import (
     torch_name,
 )
 
-_COUNTER = "num_batches_tracked"  # torch's count of training steps: no part of the function
-
-Path = tuple[str, ...]
-Targets = Mapping[Path, jax.ShapeDtypeStruct]
+Variables = dict[str, Any]  # collections, such as "params", of nested arrays
+TreePath = tuple[str, ...]  # to one array, its collection first
+Targets = Mapping[TreePath, jax.ShapeDtypeStruct]
 
 
 class Fit(NamedTuple):
@@ -40,29 +40,24 @@ class Fit(NamedTuple):
 
     naming: str
     renames: Table | None
-    keys: dict[Path, str]
-    filled: dict[Path, np.ndarray]
-    missing: dict[Path, str]
-    misshapen: dict[Path, str]
+    keys: dict[TreePath, str]
+    filled: dict[TreePath, np.ndarray]
+    missing: dict[TreePath, str]
+    misshapen: dict[TreePath, str]
     unexpected: dict[str, str]
 
     @property
-    def wrong(self) -> dict[Path, str]:
+    def wrong(self) -> dict[TreePath, str]:
         return self.missing | self.misshapen
 
     @property
     def problems(self) -> list[str]:
         return sorted([*self.wrong.values(), *self.unexpected.values()])
 
-    @property
-    def agreement(self) -> float:
-        """Arrays that fit, of all that are on either side: 1 for a file of this very module."""
-        return len(self.filled) / max(1, len(self.keys) + len(self.unexpected))
-
 
 def to_torch(
     variables: Mapping[str, Any],
-    naming: str | Table | None = None,
+    naming: Naming | None = None,
     *,
     module: nn.Module | None = None,
 ) -> dict[str, np.ndarray]:
@@ -90,7 +85,7 @@ def fit(
     module: nn.Module,
     targets: Targets,
     tensors: Mapping[str, np.ndarray],
-    naming: str | Table | None = None,
+    naming: Naming | None = None,
 ) -> Fit:
     """Arrays for `targets`, the module's flat abstract variables, as far as `tensors` has them.
 
@@ -114,7 +109,6 @@ def _fill(
     targets: Targets, tensors: Mapping[str, np.ndarray], naming: str, renames: Table | None
 ) -> Fit:
     """What there is under the names that `renames` gives, None for the arrays' own paths."""
-    tensors = {key: tensor for key, tensor in tensors.items() if key.rpartition(".")[2] != _COUNTER}
     if renames is not None:
         tensors = {key: t for key, t in tensors.items() if not is_derived(key, renames)}
     keys, filled, missing, misshapen = {}, {}, {}, {}

@@ -28,6 +28,7 @@ from flax import linen as nn
 from flaxattn.errors import InputError, unknown
 
 Table = Sequence[tuple[str, ...]]
+Naming = str | Table  # a source's name in `module.namings`, or its table
 
 # Names of namings that are no table: ours for torch's keys, and the paths of Flax arrays.
 OWN = "own"
