@@ -1,7 +1,5 @@
 """Article 3's attention residual block."""
 
-from typing import ClassVar
-
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
@@ -9,10 +7,11 @@ from jax.typing import DTypeLike
 
 from flaxattn.attention.dual_attention import DualAttention
 from flaxattn.attention.maps import require_maps
-from flaxattn.layers.conv import Conv, Initializer, torch_default
+from flaxattn.attention.mechanism import Mechanism, variant
+from flaxattn.layers.conv import Initializer, torch_default
 
 
-class AttentionResidual(nn.Module):
+class AttentionResidual(Mechanism):
     """Attention residual block: x plus a convolution of x under dual attention.
 
         y = x + conv3x3(attn(x))
@@ -40,14 +39,11 @@ class AttentionResidual(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "context"
-    variants: ClassVar[tuple[str, ...]] = ("article_s3",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"articles": ()}
+    role = "context"
+    variants = ("article_s3",)
+    namings = {"articles": ()}
 
-    @classmethod
-    def article_s3(cls, **fields) -> "AttentionResidual":
-        """Article 3's AttnResBlock; the default."""
-        return cls(**fields)
+    article_s3 = variant("Article 3's AttnResBlock; the default.")
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
@@ -55,18 +51,10 @@ class AttentionResidual(nn.Module):
         attn = DualAttention(
             reduction=self.reduction,
             dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
+            **self.initialisers,
             name="attn",
         )
-        conv = Conv(
-            x.shape[-1],
-            kernel_size=3,
-            dtype=self.dtype or x.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-            name="conv",
+        conv = self.convolution(
+            x.shape[-1], kernel_size=3, dtype=self.dtype or x.dtype, name="conv"
         )
         return x + conv(attn(x, train)).astype(x.dtype)

@@ -1,7 +1,6 @@
 """BAM: a channel and a spatial branch, merged into a gate per position and channel."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +9,10 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.attention.parts.bottleneck import bottleneck
 from flaxattn.errors import unknown
-from flaxattn.layers.conv import Conv, Initializer, torch_default
+from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import average_pool, rescale
 from flaxattn.layers.precision import at_least_float32
@@ -21,7 +21,7 @@ from flaxattn.layers.widths import reduced_features
 _MERGES: dict[str, Callable[[Array, Array], Array]] = {"add": jnp.add, "multiply": jnp.multiply}
 
 
-class BAM(nn.Module):
+class BAM(Mechanism):
     """Bottleneck attention module: x plus x times a gate from a channel and a spatial branch.
 
         c = norm(W2 relu(W1 mean_hw x))                              per channel    (Eq. 3)
@@ -67,9 +67,9 @@ class BAM(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] = BatchNorm
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("paper", "official")
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "recalibrate"
+    variants = ("paper", "official")
+    namings = {
         "official": (
             *(
                 (f"channel_att.gate_c.gate_c_{layer}", f"gate_c_{layer}", *layout)
@@ -88,15 +88,14 @@ class BAM(nn.Module):
         ),
     }
 
-    @classmethod
-    def paper(cls, **fields) -> "BAM":
-        """The paper's equations: the branches are added, each normalised last; the default."""
-        return cls(**fields)
-
-    @classmethod
-    def official(cls, **fields) -> "BAM":
-        """The authors' code, of their released weights: multiplies, normalises all but the last."""
-        return cls(**{"merge": "multiply", "norm_last": False, **fields})
+    paper = variant(
+        "The paper's equations: the branches are added, each normalised last; the default."
+    )
+    official = variant(
+        "The authors' code, of their released weights: multiplies, normalises all but the last.",
+        merge="multiply",
+        norm_last=False,
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
@@ -107,11 +106,6 @@ class BAM(nn.Module):
         hidden = reduced_features(features, self.reduction)
         dtype = self.dtype or x.dtype
         wide = at_least_float32(dtype)
-        fields: dict[str, Any] = {
-            "param_dtype": self.param_dtype,
-            "kernel_init": self.kernel_init,
-            "bias_init": self.bias_init,
-        }
 
         def norm(z: Array, name: str, *, last: bool = False) -> Array:
             if last != self.norm_last:
@@ -125,22 +119,21 @@ class BAM(nn.Module):
             names=("gate_c_fc_0", "gate_c_fc_final"),
             activation=lambda z: jax.nn.relu(norm(z, "gate_c_bn_1")),
             dtype=wide,
-            **fields,
+            **self.initialisers,
         )
         channel = norm(channel, "gate_c_bn_final", last=True)[:, None, None, :]
 
         z = x
         for layer, kernel_size in (("reduce0", 1), ("di_0", 3), ("di_1", 3)):
-            conv = Conv(
+            conv = self.convolution(
                 hidden,
                 kernel_size=kernel_size,
                 dilation=self.dilation,
                 dtype=dtype,
                 name=f"gate_s_conv_{layer}",
-                **fields,
             )
             z = jax.nn.relu(norm(conv(z), f"gate_s_bn_{layer}"))
-        spatial = Conv(1, dtype=dtype, name="gate_s_conv_final", **fields)(z).astype(wide)
+        spatial = self.convolution(1, dtype=dtype, name="gate_s_conv_final")(z).astype(wide)
         spatial = norm(spatial, "gate_s_bn_final", last=True)
 
         gate = jax.nn.sigmoid(_MERGES[self.merge](channel, spatial))

@@ -1,7 +1,7 @@
 """Grouped bilinear attentional transform: rows and columns of blocks mixed, BAT."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, Part, variant
 from flaxattn.attention.parts.blocks import require_divisor
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_default
@@ -19,7 +20,7 @@ from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.widths import reduced_features
 
 
-class BilinearAttention(nn.Module):
+class BilinearAttention(Mechanism):
     """BAT block: mixes the rows, then the columns of a coarse grid laid over the map, and adds x.
 
         f_n(z) = relu(norm(conv1x1(z)))                     n-th of four such layers
@@ -68,9 +69,9 @@ class BilinearAttention(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] = BatchNorm
 
-    role: ClassVar[str] = "context"
-    variants: ClassVar[tuple[str, ...]] = ("official", "timm")
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "context"
+    variants = ("official", "timm")
+    namings = {
         "timm": (),
         "official": (
             ("batransform", "ba"),
@@ -81,10 +82,11 @@ class BilinearAttention(nn.Module):
         ),
     }
 
-    @classmethod
-    def official(cls, **fields) -> "BilinearAttention":
-        """The authors' code as their ResNet-50 to 152 use it: dropout, Kaiming's start."""
-        return cls(**{"drop_rate": 0.2, "kernel_init": kaiming_fan_out, **fields})
+    official = variant(
+        "The authors' code as their ResNet-50 to 152 use it: dropout, Kaiming's start.",
+        drop_rate=0.2,
+        kernel_init=kaiming_fan_out,
+    )
 
     @classmethod
     def timm(cls, **fields) -> "BilinearAttention":
@@ -125,7 +127,7 @@ class BilinearAttention(nn.Module):
         return x + u.astype(x.dtype)
 
 
-class _ConvNormReLU(nn.Module):
+class _ConvNormReLU(Part):
     """1x1 convolution, normalisation, ReLU."""
 
     features: int
@@ -138,15 +140,9 @@ class _ConvNormReLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        y = Conv(
-            self.features,
-            use_bias=self.use_bias,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-            name="conv",
-        )(x)
+        y = self.convolution(self.features, use_bias=self.use_bias, dtype=self.dtype, name="conv")(
+            x
+        )
         return jax.nn.relu(self.norm(param_dtype=self.param_dtype, name="bn")(y, train))
 
 

@@ -1,7 +1,6 @@
 """Multi-head self-attention with relative positions in a convolution's place, as in BoTNet."""
 
 import math
-from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,14 +8,15 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism
 from flaxattn.attention.parts.attend import attend
 from flaxattn.attention.parts.blocks import block_means, require_divisor
 from flaxattn.attention.parts.heads import head_features, key_features, merge_heads, split_heads
 from flaxattn.attention.parts.relative_position import RelativePosition
-from flaxattn.layers.conv import Conv, Initializer
+from flaxattn.layers.conv import Initializer
 
 
-class BottleneckSelfAttention(nn.Module):
+class BottleneckSelfAttention(Mechanism):
     """Self-attention over all positions, by content and by relative position, instead of a 3x3.
 
         a_ij = softmax_j((q_i . k_j + q_i . (r_row(j) - row(i) + r_col(j) - col(i))) / sqrt(d))
@@ -62,9 +62,9 @@ class BottleneckSelfAttention(nn.Module):
     kernel_init: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "convolution"
-    variants: ClassVar[tuple[str, ...]] = ("timm",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"timm": ()}
+    role = "convolution"
+    variants = ("timm",)
+    namings = {"timm": ()}
 
     @classmethod
     def timm(cls, features: int, **fields) -> "BottleneckSelfAttention":
@@ -81,13 +81,10 @@ class BottleneckSelfAttention(nn.Module):
         depth = key_features(self.features, heads, self.qk_ratio, self.key_features)
         scale = 1 / math.sqrt(depth)
 
-        qkv = Conv(
+        qkv = self.convolution(
             2 * heads * depth + self.features,
             use_bias=self.qkv_bias,
             dtype=self.dtype or x.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
             name="qkv",
         )(x).reshape(batch, height * width, -1)
         query, key, value = (

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -10,14 +9,14 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.channel_attention import ChannelAttention
-from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, Neutral, variant
 from flaxattn.attention.spatial_attention import SpatialAttention
 from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.norm import BatchNorm
 
 
-class CBAM(nn.Module):
+class CBAM(Mechanism):
     """Convolutional block attention module: which channels matter, then which positions.
 
         x' = x  * sigmoid(mlp(mean_hw x) + mlp(max_hw x))       (Eq. 2)
@@ -76,8 +75,8 @@ class CBAM(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] | None = None
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = (
+    role = "recalibrate"
+    variants = (
         "paper",
         "article_s0",
         "article_s2",
@@ -85,7 +84,7 @@ class CBAM(nn.Module):
         "timm",
         "light",
     )
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    namings = {
         "article_s0": (("ca", "channel"), ("sa.conv1", "spatial.conv")),
         "article_s2": (
             ("fc1", "channel.fc1"),
@@ -101,20 +100,16 @@ class CBAM(nn.Module):
         "timm": (("spatial.conv.conv", "spatial.conv"), ("spatial.conv.bn", "spatial.bn")),
     }
 
-    @classmethod
-    def paper(cls, **fields) -> "CBAM":
-        """The paper's equations, without the batch norm of its authors' code; the default."""
-        return cls(**fields)
-
-    @classmethod
-    def article_s0(cls, **fields) -> "CBAM":
-        """Article 0's CBAM: the paper's equations."""
-        return cls(**fields)
-
-    @classmethod
-    def article_s2(cls, **fields) -> "CBAM":
-        """Article 2's CbamNet: biases everywhere and a 3x3 spatial convolution."""
-        return cls(**{"kernel_size": 3, "use_bias": True, "spatial_bias": True, **fields})
+    paper = variant(
+        "The paper's equations, without the batch norm of its authors' code; the default."
+    )
+    article_s0 = variant("Article 0's CBAM: the paper's equations.")
+    article_s2 = variant(
+        "Article 2's CbamNet: biases everywhere and a 3x3 spatial convolution.",
+        kernel_size=3,
+        use_bias=True,
+        spatial_bias=True,
+    )
 
     @classmethod
     def official(cls, **fields) -> "CBAM":
@@ -122,15 +117,13 @@ class CBAM(nn.Module):
         norm = partial(BatchNorm, momentum=0.99)
         return cls(**{"use_bias": True, "spatial_pools": ("max", "avg"), "norm": norm, **fields})
 
-    @classmethod
-    def timm(cls, **fields) -> "CBAM":
-        """timm's CbamModule."""
-        return cls(**{"divisor": 1, "norm": BatchNorm, **fields})
-
-    @classmethod
-    def light(cls, **fields) -> "CBAM":
-        """CBAM whose halves read (average + maximum) / 2: timm's LightCbamModule."""
-        return cls.timm(**{"average_pools": True, **fields})
+    timm = variant("timm's CbamModule.", divisor=1, norm=BatchNorm)
+    light = variant(
+        "CBAM whose halves read (average + maximum) / 2: timm's LightCbamModule.",
+        divisor=1,
+        norm=BatchNorm,
+        average_pools=True,
+    )
 
     @property
     def neutral(self) -> Neutral:
@@ -148,9 +141,7 @@ class CBAM(nn.Module):
             pools=self.pools,
             average_pools=self.average_pools,
             dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
+            **self.initialisers,
             name="channel",
         )(x, train)
         return SpatialAttention(
@@ -160,9 +151,7 @@ class CBAM(nn.Module):
             average_pools=self.average_pools,
             depthwise=self.depthwise,
             dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
+            **self.initialisers,
             norm=self.norm,
             name="spatial",
         )(x, train)

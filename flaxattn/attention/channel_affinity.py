@@ -1,19 +1,17 @@
 """DANet's channel attention."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, Neutral, variant
 from flaxattn.layers.precision import at_least_float32
 
 
-class ChannelAffinity(nn.Module):
+class ChannelAffinity(Mechanism):
     """Channel affinity: each channel adds a mean of all, weighted by their scalar products with it.
 
         e_ij = sum_hw x_hwi x_hwj
@@ -41,19 +39,15 @@ class ChannelAffinity(nn.Module):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    role: ClassVar[str] = "context"
-    variants: ClassVar[tuple[str, ...]] = ("official", "paper")
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"official": ()}
+    role = "context"
+    variants = ("official", "paper")
+    namings = {"official": ()}
 
-    @classmethod
-    def official(cls, **fields) -> "ChannelAffinity":
-        """The authors' CAM_Module, which is not the paper's equation: the channels least alike."""
-        return cls(**{"similar": False, **fields})
-
-    @classmethod
-    def paper(cls, **fields) -> "ChannelAffinity":
-        """The paper's equation: similar channels; the default."""
-        return cls(**fields)
+    official = variant(
+        "The authors' CAM_Module, which is not the paper's equation: the channels least alike.",
+        similar=False,
+    )
+    paper = variant("The paper's equation: similar channels; the default.")
 
     @property
     def neutral(self) -> Neutral:

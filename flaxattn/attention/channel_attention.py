@@ -1,7 +1,6 @@
 """The channel half of CBAM."""
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +8,8 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, Neutral, variant
 from flaxattn.attention.parts.bottleneck import bottleneck
 from flaxattn.errors import unknown
 from flaxattn.layers.conv import Initializer, torch_default
@@ -48,7 +47,7 @@ POOLS: dict[str, Callable[[Array], Array]] = {
 OUTPUTS = ("scaled", "gate")
 
 
-class ChannelAttention(nn.Module):
+class ChannelAttention(Mechanism):
     """CBAM's channel attention: a gate from the averages and maxima of all channels.
 
         s = sigmoid(mlp(mean_hw x) + mlp(max_hw x)),  mlp(z) = W2 relu(W1 z)     (Eq. 2)
@@ -89,33 +88,25 @@ class ChannelAttention(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("article_s0", "official", "timm", "light")
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "recalibrate"
+    variants = ("article_s0", "official", "timm", "light")
+    namings = {
         "article_s0": (),
         "official": (("mlp.1", "fc1", "linear"), ("mlp.3", "fc2", "linear")),
         "timm": (),
     }
 
-    @classmethod
-    def article_s0(cls, **fields) -> "ChannelAttention":
-        """Article 0's ChannelAttention: answers the gate."""
-        return cls(**{"output": "gate", **fields})
-
-    @classmethod
-    def official(cls, **fields) -> "ChannelAttention":
-        """The authors' ChannelGate: biases."""
-        return cls(**{"use_bias": True, **fields})
-
-    @classmethod
-    def timm(cls, **fields) -> "ChannelAttention":
-        """timm's ChannelAttn: no biases; the hidden width is rounded to the nearest, at least 1."""
-        return cls(**{"divisor": 1, **fields})
-
-    @classmethod
-    def light(cls, **fields) -> "ChannelAttention":
-        """timm's LightChannelAttn: one pass through the MLP, for (average + maximum) / 2."""
-        return cls(**{"divisor": 1, "average_pools": True, **fields})
+    article_s0 = variant("Article 0's ChannelAttention: answers the gate.", output="gate")
+    official = variant("The authors' ChannelGate: biases.", use_bias=True)
+    timm = variant(
+        "timm's ChannelAttn: no biases; the hidden width is rounded to the nearest, at least 1.",
+        divisor=1,
+    )
+    light = variant(
+        "timm's LightChannelAttn: one pass through the MLP, for (average + maximum) / 2.",
+        divisor=1,
+        average_pools=True,
+    )
 
     @property
     def neutral(self) -> Neutral | None:
@@ -139,9 +130,7 @@ class ChannelAttention(nn.Module):
             features,
             use_bias=self.use_bias,
             dtype=dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
+            **self.initialisers,
         )
         gate = jax.nn.sigmoid(jnp.sum(logits, axis=1))
         self.sow("intermediates", "attention", gate)

@@ -1,23 +1,21 @@
 """Conditionally parameterised convolution."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn.attention.graft import AsConvolution
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import AsConvolution, Mechanism
 from flaxattn.attention.parts.mixture import mixed_convolution
 from flaxattn.errors import InputError
-from flaxattn.layers.conv import Conv, Initializer, torch_default
+from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.pooling import average_pool
 from flaxattn.layers.precision import at_least_float32
 
 
-class CondConv(nn.Module):
+class CondConv(Mechanism):
     """CondConv: each sample convolves with its own weighted sum of expert kernels.
 
         a = sigmoid(R mean_hw x)                     (routing)
@@ -63,9 +61,9 @@ class CondConv(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "convolution"
-    variants: ClassVar[tuple[str, ...]] = ("timm",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "convolution"
+    variants = ("timm",)
+    namings = {
         "timm": (
             ("conv.weight", "kernels", "flat"),
             ("conv.bias", "biases"),
@@ -90,13 +88,10 @@ class CondConv(nn.Module):
         if self.num_experts < 1:
             raise InputError(f"num_experts={self.num_experts} is below one: use 1 or more.")
         if routing is None:
-            routing_fn = Conv(
+            routing_fn = self.convolution(
                 self.num_experts,
                 precision=lax.Precision.HIGHEST,
                 dtype=at_least_float32(self.dtype or x.dtype),
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
                 name="routing_fn",
             )
             logits = routing_fn(average_pool(x)[:, None, None, :])

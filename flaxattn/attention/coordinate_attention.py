@@ -1,7 +1,6 @@
 """Coordinate attention."""
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.layers.conv import Conv, Initializer, torch_default
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import rescale, strip_pool
@@ -17,7 +17,7 @@ from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.widths import reduced_features
 
 
-class CoordinateAttention(nn.Module):
+class CoordinateAttention(Mechanism):
     """Coordinate attention: each row and each column has a gate per channel.
 
         z_h = mean_w x, z_w = mean_h x                    (Eq. 4, 5)
@@ -59,24 +59,23 @@ class CoordinateAttention(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] | None = BatchNorm
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("official", "timm")
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "recalibrate"
+    variants = ("official", "timm")
+    namings = {
         "official": (),
         "timm": (),
         # The authors' MobileNetV2, whose weights they released, calls two layers otherwise.
         "mbv2_ca": (("conv2", "conv_h"), ("conv3", "conv_w")),
     }
 
-    @classmethod
-    def official(cls, **fields) -> "CoordinateAttention":
-        """The authors' CoordAtt with as many channels out as in; the default."""
-        return cls(**fields)
-
-    @classmethod
-    def timm(cls, **fields) -> "CoordinateAttention":
-        """timm's CoordAttn: no biases, m is C / 24 (2/3 of C / 16) to the nearest multiple of 8."""
-        return cls(**{"reduction": 24, "divisor": 8, "minimum": 1, "use_bias": False, **fields})
+    official = variant("The authors' CoordAtt with as many channels out as in; the default.")
+    timm = variant(
+        "timm's CoordAttn: no biases, m is C / 24 (2/3 of C / 16) to the nearest multiple of 8.",
+        reduction=24,
+        divisor=8,
+        minimum=1,
+        use_bias=False,
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
@@ -88,14 +87,11 @@ class CoordinateAttention(nn.Module):
         dtype = at_least_float32(self.dtype or x.dtype)
 
         def conv(features: int, name: str) -> Conv:
-            return Conv(
+            return self.convolution(
                 features,
                 use_bias=self.use_bias,
                 precision=lax.Precision.HIGHEST,
                 dtype=dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
                 name=name,
             )
 

@@ -1,22 +1,20 @@
 """Criss-cross attention."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, Neutral, variant
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Conv, Initializer, torch_default
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.widths import reduced_features
 
 
-class CrissCross(nn.Module):
+class CrissCross(Mechanism):
     """Criss-cross attention: each position attends to its column and its row, several times over.
 
         s_ij = (Wq x_i) . (Wk x_j)           j in the column and row of i, i itself once
@@ -53,14 +51,14 @@ class CrissCross(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "context"
-    variants: ClassVar[tuple[str, ...]] = ("official",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"official": ()}
+    role = "context"
+    variants = ("official",)
+    namings = {"official": ()}
 
-    @classmethod
-    def official(cls, **fields) -> "CrissCross":
-        """The authors' CrissCrossAttention: one pass; their head makes one too unless told."""
-        return cls(**{"recurrence": 1, **fields})
+    official = variant(
+        "The authors' CrissCrossAttention: one pass; their head makes one too unless told.",
+        recurrence=1,
+    )
 
     @property
     def neutral(self) -> Neutral:
@@ -77,14 +75,7 @@ class CrissCross(nn.Module):
         wide = at_least_float32(x.dtype)
 
         def project(features: int, name: str) -> Conv:
-            return Conv(
-                features,
-                dtype=dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
-                name=name,
-            )
+            return self.convolution(features, dtype=dtype, name=name)
 
         query = project(hidden, "query_conv")
         key = project(hidden, "key_conv")

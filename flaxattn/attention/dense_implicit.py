@@ -1,7 +1,5 @@
 """Dense-and-implicit attention: one recurrent cell for all blocks of a stage."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,6 +7,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.attention.parts.bottleneck import bottleneck
 from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.pooling import average_pool, rescale
@@ -18,7 +17,7 @@ from flaxattn.layers.widths import reduced_features
 Carry = tuple[Array, Array]
 
 
-class DenseImplicit(nn.Module):
+class DenseImplicit(Mechanism):
     """Dense-and-implicit attention: channel gates from a cell that remembers the blocks before.
 
         i, f, g, o = split(mlp_x(mean_hw x) + mlp_h(h'))    (h', c': of the block before, first 0)
@@ -58,9 +57,9 @@ class DenseImplicit(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("official",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "recalibrate"
+    variants = ("official",)
+    namings = {
         "official": (
             ("w_ih.0.seq.0", "input_fc1", "linear"),
             ("w_ih.0.seq.2", "input_fc2", "linear"),
@@ -69,10 +68,7 @@ class DenseImplicit(nn.Module):
         ),
     }
 
-    @classmethod
-    def official(cls, **fields) -> "DenseImplicit":
-        """The authors' LSTMCell of one layer; the default."""
-        return cls(**fields)
+    official = variant("The authors' LSTMCell of one layer; the default.")
 
     def initial_carry(self, x: Array) -> Carry:
         """The zeros (N, C) that h and c are before the first map."""
@@ -93,9 +89,7 @@ class DenseImplicit(nn.Module):
                 4 * features,
                 names=(f"{source}_fc1", f"{source}_fc2"),
                 dtype=at_least_float32(self.dtype or pooled.dtype),
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
+                **self.initialisers,
             )
 
         gates = logits(pooled, "input") + logits(hidden, "hidden")

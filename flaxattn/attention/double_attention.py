@@ -1,7 +1,5 @@
 """Double attention: a few descriptors are gathered from the map and handed out to each position."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,13 +7,14 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_default
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.widths import reduced_features
 
 
-class DoubleAttention(nn.Module):
+class DoubleAttention(Mechanism):
     """Double attention block: gather c_n descriptors of the map, give each position a mixture.
 
         b_pk = softmax over positions p of (convB x)_pk
@@ -51,17 +50,14 @@ class DoubleAttention(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "context"
-    variants: ClassVar[tuple[str, ...]] = ("changzy00", "xmu")
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "context"
+    variants = ("changzy00", "xmu")
+    namings = {
         "changzy00": (),
         "xmu": (("conv_reconstruct", "proj"),),
     }
 
-    @classmethod
-    def changzy00(cls, **fields) -> "DoubleAttention":
-        """changzy00's pytorch-attention: x is not added."""
-        return cls(**{"residual": False, **fields})
+    changzy00 = variant("changzy00's pytorch-attention: x is not added.", residual=False)
 
     @classmethod
     def xmu(cls, **fields) -> "DoubleAttention":
@@ -84,14 +80,7 @@ class DoubleAttention(nn.Module):
         wide = at_least_float32(dtype)
 
         def conv(features: int, name: str) -> Conv:
-            return Conv(
-                features,
-                dtype=dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
-                name=name,
-            )
+            return self.convolution(features, dtype=dtype, name=name)
 
         values = conv(hidden, "convA")(x)
         gather = jax.nn.softmax(conv(count, "convB")(x).astype(wide), axis=(1, 2))

@@ -1,7 +1,6 @@
 """Article 3's dual attention: a channel gate and a spatial gate side by side."""
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +9,16 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.attention.parts.bottleneck import bottleneck
 from flaxattn.errors import InputError
-from flaxattn.layers.conv import Conv, Initializer, torch_default
+from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.pooling import average_pool, rescale
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.widths import reduced_features
 
 
-class DualAttention(nn.Module):
+class DualAttention(Mechanism):
     """Dual attention: x times a gate per channel and a gate per position, both read from x itself.
 
         s_c  = gate(W2 activation(W1 mean_hw x))    one factor a channel
@@ -73,8 +73,8 @@ class DualAttention(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = (
+    role = "recalibrate"
+    variants = (
         "article_s3",
         "article_s3_dropout",
         "lite",
@@ -83,49 +83,26 @@ class DualAttention(nn.Module):
         "detection",
         "segmentation",
     )
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"articles": ()}
+    namings = {"articles": ()}
 
-    @classmethod
-    def article_s3(cls, **fields) -> "DualAttention":
-        """Article 3's DualAttention; the default."""
-        return cls(**fields)
-
-    @classmethod
-    def article_s3_dropout(cls, **fields) -> "DualAttention":
-        """Article 3's DualAttention with its attention dropout."""
-        return cls(**{"drop_rate": 0.1, **fields})
-
-    @classmethod
-    def lite(cls, **fields) -> "DualAttention":
-        """Article 3's LiteDualAttention, for mobile networks."""
-        return cls(
-            **{
-                "reduction": 16,
-                "activation": jax.nn.hard_swish,
-                "gate": jax.nn.hard_sigmoid,
-                **fields,
-            }
-        )
-
-    @classmethod
-    def channel_only(cls, **fields) -> "DualAttention":
-        """Article 3's dual attention reduced to its channel gate."""
-        return cls(**{"spatial": False, **fields})
-
-    @classmethod
-    def classification(cls, **fields) -> "DualAttention":
-        """Article 3's strengths for classification: mostly the channels."""
-        return cls(**{"beta": 0.7, "alpha": 0.3, **fields})
-
-    @classmethod
-    def detection(cls, **fields) -> "DualAttention":
-        """Article 3's strengths for detection."""
-        return cls(**{"beta": 0.5, "alpha": 0.7, **fields})
-
-    @classmethod
-    def segmentation(cls, **fields) -> "DualAttention":
-        """Article 3's strengths for segmentation: mostly the positions."""
-        return cls(**{"beta": 0.3, "alpha": 0.8, **fields})
+    article_s3 = variant("Article 3's DualAttention; the default.")
+    article_s3_dropout = variant(
+        "Article 3's DualAttention with its attention dropout.", drop_rate=0.1
+    )
+    lite = variant(
+        "Article 3's LiteDualAttention, for mobile networks.",
+        reduction=16,
+        activation=jax.nn.hard_swish,
+        gate=jax.nn.hard_sigmoid,
+    )
+    channel_only = variant("Article 3's dual attention reduced to its channel gate.", spatial=False)
+    classification = variant(
+        "Article 3's strengths for classification: mostly the channels.", beta=0.7, alpha=0.3
+    )
+    detection = variant("Article 3's strengths for detection.", beta=0.5, alpha=0.7)
+    segmentation = variant(
+        "Article 3's strengths for segmentation: mostly the positions.", beta=0.3, alpha=0.8
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
@@ -147,19 +124,12 @@ class DualAttention(nn.Module):
             names=("channel_att_1", "channel_att_3"),
             activation=self.activation,
             dtype=wide,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
+            **self.initialisers,
         )
         factors = {"channel": _tempered(self.gate(logits), self.beta)}
         if self.spatial:
-            spatial_conv = Conv(
-                1,
-                dtype=dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.spatial_kernel_init,
-                bias_init=self.bias_init,
-                name="spatial_att_0",
+            spatial_conv = self.convolution(
+                1, dtype=dtype, kernel_init=self.spatial_kernel_init, name="spatial_att_0"
             )
             spatial = self.gate(spatial_conv(x).astype(wide))
             factors["spatial"] = _tempered(spatial, self.alpha)

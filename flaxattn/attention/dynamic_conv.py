@@ -1,15 +1,13 @@
 """Dynamic convolution: attention over kernels."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
-from flaxattn.attention.graft import AsConvolution
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import AsConvolution, Mechanism
 from flaxattn.attention.parts.mixture import mixed_convolution
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_default
@@ -18,7 +16,7 @@ from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.widths import reduced_features
 
 
-class DynamicConv(nn.Module):
+class DynamicConv(Mechanism):
     """Dynamic convolution: each sample convolves with its own mean of K kernels.
 
         pi = softmax_k(W2 relu(W1 mean_hw x) / tau)                  (Eq. 4)
@@ -74,9 +72,9 @@ class DynamicConv(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "convolution"
-    variants: ClassVar[tuple[str, ...]] = ("port",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "convolution"
+    variants = ("port",)
+    namings = {
         "port": (
             ("weight", "kernels", "stacked"),
             ("bias", "biases"),
@@ -120,14 +118,12 @@ class DynamicConv(nn.Module):
             raise InputError(f"num_kernels={self.num_kernels} is below one: use 1 or more.")
 
         def fc(width: int, name: str, use_bias: bool) -> Conv:
-            return Conv(
+            return self.convolution(
                 width,
                 use_bias=use_bias,
                 precision=lax.Precision.HIGHEST,
                 dtype=wide,
-                param_dtype=self.param_dtype,
                 kernel_init=self.fc_init,
-                bias_init=self.bias_init,
                 name=name,
             )
 

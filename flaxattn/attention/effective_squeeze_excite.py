@@ -1,7 +1,6 @@
 """Effective squeeze-and-excitation."""
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +8,14 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
-from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_in, torch_default
+from flaxattn.attention.mechanism import Mechanism, Neutral, variant
+from flaxattn.layers.conv import Initializer, kaiming_fan_in, torch_default
 from flaxattn.layers.pooling import average_pool, max_pool, mean_of, rescale
 from flaxattn.layers.precision import at_least_float32
 
 
-class EffectiveSqueezeExcite(nn.Module):
+class EffectiveSqueezeExcite(Mechanism):
     """Effective squeeze-and-excitation: squeeze-and-excitation by one layer of full width.
 
         z = mean_hw x_hwc
@@ -52,40 +51,33 @@ class EffectiveSqueezeExcite(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("official", "timm", "timm_max")
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"official": (), "timm": ()}
+    role = "recalibrate"
+    variants = ("official", "timm", "timm_max")
+    namings = {"official": (), "timm": ()}
 
-    @classmethod
-    def official(cls, **fields) -> "EffectiveSqueezeExcite":
-        """The authors' eSEModule as their VoVNet initialises it: N(0, 2 / C)."""
-        return cls(**{"kernel_init": kaiming_fan_in, **fields})
-
-    @classmethod
-    def timm(cls, **fields) -> "EffectiveSqueezeExcite":
-        """timm's EffectiveSEModule without its maximum pool; the default."""
-        return cls(**fields)
-
-    @classmethod
-    def timm_max(cls, **fields) -> "EffectiveSqueezeExcite":
-        """timm's EffectiveSEModule(channels, add_maxpool=True)."""
-        return cls.timm(**{"add_max": True, **fields})
+    official = variant(
+        "The authors' eSEModule as their VoVNet initialises it: N(0, 2 / C).",
+        kernel_init=kaiming_fan_in,
+    )
+    timm = variant("timm's EffectiveSEModule without its maximum pool; the default.")
+    timm_max = variant("timm's EffectiveSEModule(channels, add_maxpool=True).", add_max=True)
 
     @property
     def neutral(self) -> Neutral | None:
         halves = self.gate_activation in (jax.nn.sigmoid, jax.nn.hard_sigmoid)
         return Neutral(("fc",), gain=2.0) if halves else None
 
+    @property
+    def pooled_gate(self) -> Callable[[Array], Array] | None:
+        return None if self.add_max else self.gate
+
     @nn.compact
     def gate(self, pooled: Array) -> Array:
         """The channels' factors from z: (N, C) -> (N, C), within [0, 1]."""
-        fc = Conv(
+        fc = self.convolution(
             pooled.shape[-1],
             precision=lax.Precision.HIGHEST,
             dtype=at_least_float32(self.dtype or pooled.dtype),
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
             name="fc",
         )
         return self.gate_activation(fc(pooled[:, None, None, :])[:, 0, 0, :])

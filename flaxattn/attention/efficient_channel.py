@@ -1,7 +1,6 @@
 """Efficient channel attention."""
 
 import math
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +8,18 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn.attention.graft import Neutral
-from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Neutral, variant
+from flaxattn.attention.parts.channel_gate import ChannelGate
 from flaxattn.errors import InputError, unknown
-from flaxattn.layers.conv import Conv, Initializer, require_odd, torch_default
+from flaxattn.layers.conv import Initializer, require_odd, torch_default
 from flaxattn.layers.cpu_conv import Geometry, native
-from flaxattn.layers.pooling import average_pool, rescale
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.widths import reduced_features
 
 PADDINGS = ("zeros", "circular")
 
 
-class EfficientChannel(nn.Module):
+class EfficientChannel(ChannelGate):
     """Efficient channel attention: each channel's gate is read from its k neighbours' averages.
 
         z = mean_hw x_hwc
@@ -69,8 +67,7 @@ class EfficientChannel(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = (
+    variants = (
         "article_s0",
         "article_s2",
         "official",
@@ -78,36 +75,27 @@ class EfficientChannel(nn.Module):
         "timm_mlp",
         "circular",
     )
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    namings = {
         "articles": (),
         "official": (),
         "timm": (),
     }
 
-    @classmethod
-    def article_s0(cls, **fields) -> "EfficientChannel":
-        """Article 0's ECAAttention: three neighbours whatever the channels."""
-        return cls(**{"kernel_size": 3, **fields})
-
-    @classmethod
-    def article_s2(cls, **fields) -> "EfficientChannel":
-        """Article 2's EcaNet: article 0's layer without its unused argument."""
-        return cls.article_s0(**fields)
-
-    @classmethod
-    def official(cls, **fields) -> "EfficientChannel":
-        """The authors' eca_layer: 3 unless told."""
-        return cls(**{"kernel_size": 3, **fields})
-
-    @classmethod
-    def timm(cls, **fields) -> "EfficientChannel":
-        """timm's EcaModule(channels): the rule, and at least three neighbours."""
-        return cls(**{"min_kernel_size": 3, **fields})
-
-    @classmethod
-    def timm_mlp(cls, **fields) -> "EfficientChannel":
-        """timm's EcaModule(channels, use_mlp=True), its "ecam": two layers with biases."""
-        return cls.timm(**{"reduction": 8, **fields})
+    article_s0 = variant(
+        "Article 0's ECAAttention: three neighbours whatever the channels.", kernel_size=3
+    )
+    article_s2 = variant(
+        "Article 2's EcaNet: article 0's layer without its unused argument.", kernel_size=3
+    )
+    official = variant("The authors' eca_layer: 3 unless told.", kernel_size=3)
+    timm = variant(
+        "timm's EcaModule(channels): the rule, and at least three neighbours.", min_kernel_size=3
+    )
+    timm_mlp = variant(
+        'timm\'s EcaModule(channels, use_mlp=True), its "ecam": two layers with biases.',
+        min_kernel_size=3,
+        reduction=8,
+    )
 
     @classmethod
     def circular(cls, **fields) -> "EfficientChannel":
@@ -129,17 +117,13 @@ class EfficientChannel(nn.Module):
         features = pooled.shape[-1]
         kernel_size = require_odd(self._kernel_size(features))
         reach = kernel_size // 2
-        fields: dict[str, Any] = {
-            "dtype": at_least_float32(self.dtype or pooled.dtype),
-            "param_dtype": self.param_dtype,
-            "kernel_init": self.kernel_init,
-            "bias_init": self.bias_init,
-        }
+        dtype = at_least_float32(self.dtype or pooled.dtype)
         z = pooled[:, :, None]
         if self.reduction is not None:
             hidden = reduced_features(features, self.reduction, divisor=8, round_limit=0.9)
-            first = Conv(hidden, precision=lax.Precision.HIGHEST, name="conv", **fields)
-            z = jax.nn.relu(first(z))
+            highest = lax.Precision.HIGHEST
+            z = self.convolution(hidden, dtype=dtype, precision=highest, name="conv")(z)
+            z = jax.nn.relu(z)
         if self.padding == "circular" and reach > features:
             raise InputError(
                 f"kernel_size={kernel_size} goes round the {features} channels more than once: "
@@ -150,7 +134,8 @@ class EfficientChannel(nn.Module):
             kernel_size,
             use_bias=self.reduction is not None,
             name="conv" if self.reduction is None else "conv2",
-            **fields,
+            dtype=dtype,
+            **self.initialisers,
         )
         return jax.nn.sigmoid(last(jnp.pad(z, ((0, 0), (reach, reach), (0, 0)), mode=mode)))
 
@@ -164,12 +149,6 @@ class EfficientChannel(nn.Module):
         at_least = require_odd(self.min_kernel_size, "min_kernel_size")
         size = int(abs(math.log2(features) + self.b) / self.gamma)
         return max(size if size % 2 else size + 1, at_least)
-
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
-        gate = self.gate(average_pool(x))
-        self.sow("intermediates", "attention", gate)
-        return rescale(x, gate)
 
 
 class _AlongChannels(nn.Module):

@@ -1,7 +1,6 @@
 """Efficient local attention."""
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Conv, Initializer, torch_default
 from flaxattn.layers.norm import GroupNorm
@@ -17,7 +17,7 @@ from flaxattn.layers.pooling import rescale, strip_pool
 from flaxattn.layers.precision import at_least_float32
 
 
-class EfficientLocal(nn.Module):
+class EfficientLocal(Mechanism):
     """Efficient local attention: gates of rows and columns, by convolution along the strips.
 
         z_h = mean_w x, z_w = mean_h x
@@ -72,37 +72,23 @@ class EfficientLocal(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("tiny", "base", "small", "large", "timm")
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "recalibrate"
+    variants = ("tiny", "base", "small", "large", "timm")
+    namings = {
         "circulating": (),
         "timm": (),
     }
 
-    @classmethod
-    def tiny(cls, **fields) -> "EfficientLocal":
-        """The paper's ELA-T."""
-        return cls(**{"kernel_size": 5, "num_groups": 32, **fields})
-
-    @classmethod
-    def base(cls, **fields) -> "EfficientLocal":
-        """The paper's ELA-B; the default."""
-        return cls(**fields)
-
-    @classmethod
-    def small(cls, **fields) -> "EfficientLocal":
-        """The paper's ELA-S."""
-        return cls(**{"kernel_size": 5, "channels_per_group": 8, **fields})
-
-    @classmethod
-    def large(cls, **fields) -> "EfficientLocal":
-        """The paper's ELA-L."""
-        return cls(**{"channels_per_group": 8, **fields})
-
-    @classmethod
-    def timm(cls, **fields) -> "EfficientLocal":
-        """timm's EfficientLocalAttn: own weights for rows and columns, SiLU before the sigmoid."""
-        return cls(**{"num_groups": 1, "shared": False, "activation": jax.nn.silu, **fields})
+    tiny = variant("The paper's ELA-T.", kernel_size=5, num_groups=32)
+    base = variant("The paper's ELA-B; the default.")
+    small = variant("The paper's ELA-S.", kernel_size=5, channels_per_group=8)
+    large = variant("The paper's ELA-L.", channels_per_group=8)
+    timm = variant(
+        "timm's EfficientLocalAttn: own weights for rows and columns, SiLU before the sigmoid.",
+        num_groups=1,
+        shared=False,
+        activation=jax.nn.silu,
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
@@ -118,16 +104,13 @@ class EfficientLocal(nn.Module):
         dtype = at_least_float32(self.dtype or x.dtype)
 
         def conv(kernel_size: int | tuple[int, int], name: str) -> Conv:
-            return Conv(
+            return self.convolution(
                 features,
                 kernel_size,
                 groups=features // self.channels_per_group,
                 use_bias=self.use_bias,
                 precision=lax.Precision.HIGHEST,
                 dtype=dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
                 name=name,
             )
 

@@ -1,7 +1,6 @@
 """Frequency channel attention: squeeze-and-excitation of several cosine frequencies."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,8 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, Neutral, variant
 from flaxattn.attention.parts.bottleneck import bottleneck
 from flaxattn.errors import InputError, unknown
 from flaxattn.layers.conv import Initializer, torch_default
@@ -48,7 +47,7 @@ def cosines(length: int, frequencies: Sequence[int]) -> np.ndarray:
     return waves * np.where(u == 0, 1, np.sqrt(2)) / np.sqrt(length)
 
 
-class FrequencyChannel(nn.Module):
+class FrequencyChannel(Mechanism):
     """Frequency channel attention: each group of channels is pooled by its own cosine.
 
         z_c = sum_hw x_hwc B^(u, v)_hw      (u, v): the frequency of c's group of C / n channels
@@ -86,9 +85,9 @@ class FrequencyChannel(nn.Module):
     param_dtype: DTypeLike = jnp.float32
     kernel_init: Initializer = torch_default
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("official",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "recalibrate"
+    variants = ("official",)
+    namings = {
         "official": (
             ("fc.0", "fc1", "linear"),
             ("fc.2", "fc2", "linear"),
@@ -96,10 +95,9 @@ class FrequencyChannel(nn.Module):
         ),
     }
 
-    @classmethod
-    def official(cls, **fields) -> "FrequencyChannel":
-        """The authors' MultiSpectralAttentionLayer, which wants its dct_size; the default."""
-        return cls(**fields)
+    official = variant(
+        "The authors' MultiSpectralAttentionLayer, which wants its dct_size; the default."
+    )
 
     @property
     def neutral(self) -> Neutral:
@@ -137,8 +135,7 @@ class FrequencyChannel(nn.Module):
             features,
             use_bias=False,
             dtype=dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
+            **self.initialisers,
         )
         gate = jax.nn.sigmoid(logits)
         self.sow("intermediates", "attention", gate)

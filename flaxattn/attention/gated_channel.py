@@ -1,14 +1,12 @@
 """Gated channel transformation: channels compete or cooperate through their norms."""
 
-from typing import ClassVar
-
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, Neutral, variant
 from flaxattn.errors import InputError, unknown
 from flaxattn.layers.conv import Initializer
 from flaxattn.layers.pooling import rescale
@@ -17,7 +15,7 @@ from flaxattn.layers.precision import at_least_float32
 EMBEDDINGS = ("l2", "l1")
 
 
-class GatedChannel(nn.Module):
+class GatedChannel(Mechanism):
     """Gated channel transformation: a gate in [0, 2] from each channel's share of the norm.
 
         s_c  = alpha_c sqrt(sum_hw x_hwc^2 + epsilon)        embedding
@@ -53,16 +51,13 @@ class GatedChannel(nn.Module):
     scale_init: Initializer = nn.initializers.zeros
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("official",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "recalibrate"
+    variants = ("official",)
+    namings = {
         "official": tuple((name, name, "1n11") for name in ("alpha", "gamma", "beta")),
     }
 
-    @classmethod
-    def official(cls, **fields) -> "GatedChannel":
-        """The authors' PyTorch GCT; the default."""
-        return cls(**fields)
+    official = variant("The authors' PyTorch GCT; the default.")
 
     @property
     def neutral(self) -> Neutral:

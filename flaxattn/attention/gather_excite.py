@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,10 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.attention.parts.bottleneck import bottleneck
 from flaxattn.errors import InputError, unknown
-from flaxattn.layers.conv import Conv, Initializer, torch_default
+from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import average_pool, rescale
 from flaxattn.layers.precision import at_least_float32
@@ -23,7 +23,7 @@ from flaxattn.layers.widths import reduced_features
 _GATHERS = ("mean", "conv")
 
 
-class GatherExcite(nn.Module):
+class GatherExcite(Mechanism):
     """Gather-excite: each channel is gathered over an extent, and the result, resized, gates x.
 
         z = gather_e(x)                 (N, H / e, W / e, C), rounded up; (N, 1, 1, C) if global
@@ -80,9 +80,9 @@ class GatherExcite(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] = partial(BatchNorm, momentum=0.95)
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("theta_minus", "theta", "theta_plus", "timm")
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "recalibrate"
+    variants = ("theta_minus", "theta", "theta_plus", "timm")
+    namings = {
         "timm": (
             *(
                 (f"{parent}.{layer}{i}", f"{layer}{i}")
@@ -92,20 +92,13 @@ class GatherExcite(nn.Module):
         ),
     }
 
-    @classmethod
-    def theta_minus(cls, **fields) -> "GatherExcite":
-        """The paper's GE-theta-minus: no parameters; the default."""
-        return cls(**fields)
-
-    @classmethod
-    def theta(cls, **fields) -> "GatherExcite":
-        """The paper's GE-theta: depthwise convolutions gather."""
-        return cls(**{"gather": "conv", **fields})
-
-    @classmethod
-    def theta_plus(cls, **fields) -> "GatherExcite":
-        """The paper's GE-theta-plus: depthwise convolutions gather, an MLP excites."""
-        return cls(**{"gather": "conv", "mlp": True, **fields})
+    theta_minus = variant("The paper's GE-theta-minus: no parameters; the default.")
+    theta = variant("The paper's GE-theta: depthwise convolutions gather.", gather="conv")
+    theta_plus = variant(
+        "The paper's GE-theta-plus: depthwise convolutions gather, an MLP excites.",
+        gather="conv",
+        mlp=True,
+    )
 
     @classmethod
     def timm(cls, **fields) -> "GatherExcite":
@@ -132,9 +125,7 @@ class GatherExcite(nn.Module):
                 reduced_features(features, self.reduction, divisor=self.divisor),
                 features,
                 dtype=wide,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
+                **self.initialisers,
             )
         gate = jax.nn.sigmoid(z)
         self.sow("intermediates", "attention", gate)
@@ -155,14 +146,20 @@ class GatherExcite(nn.Module):
 
     def _convolved(self, x: Array, train: bool) -> Array:
         """Depthwise convolutions, each normalised, with ReLU between them."""
-        fields: dict[str, Any] = {"param_dtype": self.param_dtype, "kernel_init": self.kernel_init}
         dtype = self.dtype or x.dtype
         convs: list[Callable[[Array], Array]]
         if self.extent == 0:
-            convs = [_WholeMap(**fields, dtype=dtype, name="conv1")]
+            convs = [
+                _WholeMap(
+                    param_dtype=self.param_dtype,
+                    kernel_init=self.kernel_init,
+                    dtype=dtype,
+                    name="conv1",
+                )
+            ]
         else:
             convs = [
-                Conv(
+                self.convolution(
                     x.shape[-1],
                     kernel_size=3,
                     strides=2,
@@ -170,7 +167,6 @@ class GatherExcite(nn.Module):
                     use_bias=False,
                     dtype=dtype,
                     name=f"conv{i}",
-                    **fields,
                 )
                 for i in range(1, self.extent.bit_length())
             ]

@@ -1,7 +1,6 @@
 """Gaussian context transformer: channels far from the mean average are damped."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +9,13 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.linear_context import standardise
-from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import variant
+from flaxattn.attention.parts.channel_gate import ChannelGate
 from flaxattn.errors import InputError
-from flaxattn.layers.pooling import average_pool, rescale
 from flaxattn.layers.precision import at_least_float32
 
 
-class GaussianContext(nn.Module):
+class GaussianContext(ChannelGate):
     """Gaussian context transformer: the nearer a channel's average to their mean, the more of it.
 
         z  = mean_hw x
@@ -50,14 +49,10 @@ class GaussianContext(nn.Module):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("learnable", "changzy00")
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"changzy00": ()}
+    variants = ("learnable", "changzy00")
+    namings = {"changzy00": ()}
 
-    @classmethod
-    def learnable(cls, **fields) -> "GaussianContext":
-        """The paper's GCT-B1: a learnt width."""
-        return cls(**{"width": (1.0, 4.0), **fields})
+    learnable = variant("The paper's GCT-B1: a learnt width.", width=(1.0, 4.0))
 
     @classmethod
     def changzy00(cls, **fields) -> "GaussianContext":
@@ -92,9 +87,3 @@ class GaussianContext(nn.Module):
             return jnp.full((1, 1), low, dtype)
         theta = self.param("theta", nn.initializers.zeros, (1,), self.param_dtype)
         return low + (high - low) * jax.nn.sigmoid(theta.astype(dtype))[None]
-
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
-        gate = self.gate(average_pool(x))
-        self.sow("intermediates", "attention", gate)
-        return rescale(x, gate)

@@ -1,7 +1,6 @@
 """Generalized attention: likeness, key content and relative position, each to be switched on."""
 
 import math
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,8 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, Neutral
 from flaxattn.attention.parts.attend import attend
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Conv, Initializer
@@ -23,7 +22,7 @@ lecun_uniform: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "un
 WAVE_LENGTH = 1000
 
 
-class GeneralizedAttention(nn.Module):
+class GeneralizedAttention(Mechanism):
     """Generalized attention: weights from up to four terms, of content and relative position.
 
         s_ij = q_i . k_j + q_i . r_ij + u . k_j + v . r_ij      (Eq. 2 to 4; E1 to E4)
@@ -81,9 +80,9 @@ class GeneralizedAttention(nn.Module):
     kernel_init: Initializer = lecun_uniform
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "context"
-    variants: ClassVar[tuple[str, ...]] = ("mmcv",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "context"
+    variants = ("mmcv",)
+    namings = {
         "mmcv": (
             ("appr_geom_fc_x", "appr_geom_fc_x", "linear"),
             ("appr_geom_fc_y", "appr_geom_fc_y", "linear"),
@@ -119,15 +118,7 @@ class GeneralizedAttention(nn.Module):
         size, kv_size = queries.shape[1:3], sources.shape[1:3]
 
         def conv(features: int, name: str, **fields) -> Conv:
-            return Conv(
-                features,
-                dtype=dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
-                name=name,
-                **fields,
-            )
+            return self.convolution(features, dtype=dtype, name=name, **fields)
 
         def by_head(maps: Array, name: str) -> Array:
             """(N, h, w, C) -> (N, heads, h * w, d)."""

@@ -1,7 +1,6 @@
 """Global context: one pooled vector, transformed, for all positions."""
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +8,8 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, Neutral, variant
 from flaxattn.errors import InputError, unknown
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_in, torch_default
 from flaxattn.layers.norm import LayerNorm
@@ -24,7 +23,7 @@ ZERO_INITS = ("layer", "kernel", "nothing")
 _BRANCHES = {"scale": "channel_mul_conv", "add": "channel_add_conv"}
 
 
-class GlobalContext(nn.Module):
+class GlobalContext(Mechanism):
     """Global context block: every position receives the same transform of one attentive mean.
 
         a_j = exp(Wk x_j) / sum_m exp(Wk x_m)      over all positions
@@ -79,9 +78,9 @@ class GlobalContext(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "context"
-    variants: ClassVar[tuple[str, ...]] = ("official", "timm", "timm_add")
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "context"
+    variants = ("official", "timm", "timm_add")
+    namings = {
         "official": (
             ("channel_add_conv.1", "channel_add_conv_1", "n11"),
             ("channel_mul_conv.1", "channel_mul_conv_1", "n11"),
@@ -97,10 +96,7 @@ class GlobalContext(nn.Module):
         ),
     }
 
-    @classmethod
-    def official(cls, **fields) -> "GlobalContext":
-        """The authors' ContextBlock; the default."""
-        return cls(**fields)
+    official = variant("The authors' ContextBlock; the default.")
 
     @classmethod
     def timm(cls, **fields) -> "GlobalContext":
@@ -155,11 +151,10 @@ class GlobalContext(nn.Module):
         """W2 activation(layer_norm(W1 z)): (N, C) -> (N, C)."""
 
         def conv(features: int, kernel_init: Initializer, bias_init: Initializer, name: str):
-            return Conv(
+            return self.convolution(
                 features,
                 precision=lax.Precision.HIGHEST,
                 dtype=pooled.dtype,
-                param_dtype=self.param_dtype,
                 kernel_init=kernel_init,
                 bias_init=bias_init,
                 name=name,

@@ -1,46 +1,15 @@
 """A layer that is the identity at first, for networks that are trained already."""
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
+from flaxattn.attention.mechanism import Mechanism, Neutral, Role, declared
 from flaxattn.layers.precision import at_least_float32
 
 
-class Neutral(NamedTuple):
-    """How a layer is told to answer x / gain for every x.
-
-    Fields:
-        zeros: its submodules and parameters, by dotted path, that are all zero then.
-        gain: two for each sigmoid in a row, which are 1/2 at zero.
-    """
-
-    zeros: tuple[str, ...]
-    gain: float = 1.0
-
-
-class AsConvolution(NamedTuple):
-    """How a layer that replaces a convolution is told to answer as a trained one does.
-
-    Fields:
-        kernels: its parameters, by dotted path, that each hold the kernel then; with zeros around
-            it where they are larger, and once for each index of a leading axis.
-        norms: its submodules, by dotted path, that each hold the normalisation after it, if the
-            layer ends in one of its own.
-        zeros: as in `Neutral`.
-        gain: by which the kernel is multiplied.
-    """
-
-    kernels: tuple[str, ...]
-    norms: tuple[str, ...] = ()
-    zeros: tuple[str, ...] = ()
-    gain: float = 1.0
-
-
-class Graft(nn.Module):
+class Graft(Mechanism):
     """A layer that starts as the identity and lets gradients in from the first step.
 
         y = gain * layer(x)               if the layer says how it is `neutral`
@@ -63,12 +32,12 @@ class Graft(nn.Module):
             self.mix = self.param("mix", nn.initializers.zeros, (), dtype)
 
     @property
-    def role(self) -> str:
+    def role(self) -> Role:  # type: ignore[override]
         return self.layer.role
 
     @property
     def neutral(self) -> Neutral | None:
-        return getattr(self.layer, "neutral", None)
+        return declared(self.layer, "neutral")
 
     def __call__(self, x: Array, train: bool = False) -> Array:
         y = self.layer(x, train)

@@ -1,7 +1,6 @@
 """Self-attention within blocks and their halos in a convolution's place, as in HaloNet."""
 
 import math
-from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,6 +8,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism
 from flaxattn.attention.parts.attend import attend
 from flaxattn.attention.parts.blocks import block_means, cut, cut_with_halo, join, require_divisor
 from flaxattn.attention.parts.heads import head_features, key_features, merge_heads, split_heads
@@ -17,7 +17,7 @@ from flaxattn.errors import InputError
 from flaxattn.layers.conv import Conv, Initializer
 
 
-class HaloAttention(nn.Module):
+class HaloAttention(Mechanism):
     """Blocked local self-attention: a block's positions attend to the block and a halo around it.
 
         a_ij = softmax_j(q_i . k_j / sqrt(d) + q_i . (r_row(j) - row(i) + r_col(j) - col(i)))
@@ -72,9 +72,9 @@ class HaloAttention(nn.Module):
     kernel_init: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "convolution"
-    variants: ClassVar[tuple[str, ...]] = ("timm",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"timm": ()}
+    role = "convolution"
+    variants = ("timm",)
+    namings = {"timm": ()}
 
     @classmethod
     def timm(cls, features: int, **fields) -> "HaloAttention":
@@ -99,14 +99,11 @@ class HaloAttention(nn.Module):
         scale = 1 / math.sqrt(depth)
 
         def conv(features: int, strides: int, name: str) -> Conv:
-            return Conv(
+            return self.convolution(
                 features,
                 strides=strides,
                 use_bias=self.qkv_bias,
                 dtype=self.dtype or x.dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
                 name=name,
             )
 

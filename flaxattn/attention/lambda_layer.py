@@ -1,7 +1,7 @@
 """Lambda layer: content and positions made into a linear function of the query."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,17 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism
 from flaxattn.attention.parts.blocks import block_means, require_divisor
 from flaxattn.attention.parts.heads import head_features
 from flaxattn.attention.parts.relative_position import sized_param
 from flaxattn.errors import InputError
-from flaxattn.layers.conv import Conv, Initializer, require_odd
+from flaxattn.layers.conv import Initializer, require_odd
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.precision import at_least_float32
 
 
-class LambdaLayer(nn.Module):
+class LambdaLayer(Mechanism):
     """Lambda layer: each position applies to its queries a matrix made of the others' values.
 
         lambda_content  = sum_m softmax_m(k_m) v_m^T        one matrix (k, v) for all positions
@@ -70,9 +71,9 @@ class LambdaLayer(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] = BatchNorm
 
-    role: ClassVar[str] = "convolution"
-    variants: ClassVar[tuple[str, ...]] = ("timm",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"timm": ()}
+    role = "convolution"
+    variants = ("timm",)
+    namings = {"timm": ()}
 
     @classmethod
     def timm(cls, features: int, **fields) -> "LambdaLayer":
@@ -91,14 +92,8 @@ class LambdaLayer(nn.Module):
         dtype = self.dtype or x.dtype
         wide = at_least_float32(dtype)
 
-        qkv = Conv(
-            self.num_heads * depth + depth + values,
-            use_bias=self.qkv_bias,
-            dtype=dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-            name="qkv",
+        qkv = self.convolution(
+            self.num_heads * depth + depth + values, use_bias=self.qkv_bias, dtype=dtype, name="qkv"
         )(x)
         query, key, value = jnp.split(
             qkv, (self.num_heads * depth, (self.num_heads + 1) * depth), axis=-1

@@ -1,7 +1,6 @@
 """Large kernel attention, as in VAN."""
 
 from functools import partial
-from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,12 +8,13 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
-from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_in, torch_default
+from flaxattn.attention.mechanism import Mechanism
+from flaxattn.layers.conv import Initializer, kaiming_fan_in, torch_default
 from flaxattn.layers.pooling import rescale
 from flaxattn.layers.precision import at_least_float32
 
 
-class LargeKernel(nn.Module):
+class LargeKernel(Mechanism):
     """Large kernel attention: x times what three convolutions make of a position's 23x23 pixels.
 
         u = depthwise5x5(x)
@@ -41,9 +41,9 @@ class LargeKernel(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("official",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"official": ()}
+    role = "recalibrate"
+    variants = ("official",)
+    namings = {"official": ()}
 
     @classmethod
     def official(cls, **fields) -> "LargeKernel":
@@ -59,14 +59,7 @@ class LargeKernel(nn.Module):
         require_maps(x)
         features = x.shape[-1]
         dtype = self.dtype or x.dtype
-        conv = partial(
-            Conv,
-            features,
-            dtype=dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-        )
+        conv = partial(self.convolution, features, dtype=dtype)
         y = conv(kernel_size=5, groups=features, name="conv0")(x)
         y = conv(kernel_size=7, dilation=3, groups=features, name="conv_spatial")(y)
         attention = conv(name="conv1")(y).astype(at_least_float32(dtype))

@@ -1,7 +1,6 @@
 """Large selective kernel attention."""
 
 from functools import partial
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +9,15 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.attention.spatial_attention import channel_max, channel_mean
 from flaxattn.errors import InputError
-from flaxattn.layers.conv import Conv, Initializer, torch_default
+from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.pooling import rescale
 from flaxattn.layers.precision import at_least_float32
 
 
-class LargeSelectiveKernel(nn.Module):
+class LargeSelectiveKernel(Mechanism):
     """Large selective kernel: each position picks the size of the surroundings it is judged by.
 
         u1 = depthwise5x5(x), u2 = depthwise7x7(u1, dilation 3)     (they see 5x5 and 23x23 pixels)
@@ -49,14 +49,11 @@ class LargeSelectiveKernel(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("official",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"official": ()}
+    role = "recalibrate"
+    variants = ("official",)
+    namings = {"official": ()}
 
-    @classmethod
-    def official(cls, **fields) -> "LargeSelectiveKernel":
-        """The authors' LSKblock; the default."""
-        return cls(**fields)
+    official = variant("The authors' LSKblock; the default.")
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
@@ -69,13 +66,7 @@ class LargeSelectiveKernel(nn.Module):
             )
         dtype = self.dtype or x.dtype
         wide = at_least_float32(dtype)
-        conv = partial(
-            Conv,
-            dtype=dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-        )
+        conv = partial(self.convolution, dtype=dtype)
         depthwise = partial(conv, features, groups=features)
 
         near = depthwise(kernel_size=5, name="conv0")(x)

@@ -1,7 +1,6 @@
 """Large separable kernel attention."""
 
 from functools import partial
-from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,8 +8,9 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.errors import InputError
-from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_in, torch_default
+from flaxattn.layers.conv import Initializer, kaiming_fan_in, torch_default
 from flaxattn.layers.pooling import rescale
 from flaxattn.layers.precision import at_least_float32
 
@@ -26,7 +26,7 @@ KERNELS = {
 }
 
 
-class LargeSeparableKernel(nn.Module):
+class LargeSeparableKernel(Mechanism):
     """Large separable kernel attention: `LargeKernel` with each kernel as a row and a column.
 
         u = column_n(row_n(x))
@@ -60,14 +60,14 @@ class LargeSeparableKernel(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("official",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"official": ()}
+    role = "recalibrate"
+    variants = ("official",)
+    namings = {"official": ()}
 
-    @classmethod
-    def official(cls, **fields) -> "LargeSeparableKernel":
-        """The authors' LSKA as their networks start it, see `LargeKernel.official`."""
-        return cls(**{"kernel_init": kaiming_fan_in, **fields})
+    official = variant(
+        "The authors' LSKA as their networks start it, see `LargeKernel.official`.",
+        kernel_init=kaiming_fan_in,
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
@@ -81,14 +81,7 @@ class LargeSeparableKernel(nn.Module):
         near, far, dilation = KERNELS[self.kernel_size]
         features = x.shape[-1]
         dtype = self.dtype or x.dtype
-        conv = partial(
-            Conv,
-            features,
-            dtype=dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-        )
+        conv = partial(self.convolution, features, dtype=dtype)
         depthwise = partial(conv, groups=features)
         y = depthwise(kernel_size=(1, near), name="conv0h")(x)
         y = depthwise(kernel_size=(near, 1), name="conv0v")(y)

@@ -1,17 +1,16 @@
 """Linear context transform: gates from averages that are normalised within groups of channels."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import variant
+from flaxattn.attention.parts.channel_gate import ChannelGate
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Initializer
-from flaxattn.layers.pooling import average_pool, rescale, safe_sqrt
+from flaxattn.layers.pooling import safe_sqrt
 from flaxattn.layers.precision import at_least_float32
 
 
@@ -37,7 +36,7 @@ def standardise(
     return (centred / (safe_sqrt(variance) + epsilon)).reshape(z.shape)
 
 
-class LinearContext(nn.Module):
+class LinearContext(ChannelGate):
     """Linear context transform: each channel's gate is a line through its normalised average.
 
         z  = mean_hw x
@@ -70,14 +69,10 @@ class LinearContext(nn.Module):
     scale_init: Initializer = nn.initializers.ones
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("changzy00",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"changzy00": ()}
+    variants = ("changzy00",)
+    namings = {"changzy00": ()}
 
-    @classmethod
-    def changzy00(cls, **fields) -> "LinearContext":
-        """The port in changzy00/pytorch-attention; the default."""
-        return cls(**fields)
+    changzy00 = variant("The port in changzy00/pytorch-attention; the default.")
 
     @nn.compact
     def gate(self, pooled: Array) -> Array:
@@ -92,9 +87,3 @@ class LinearContext(nn.Module):
             pooled.astype(dtype), groups=self.groups, variance_epsilon=self.epsilon
         )
         return jax.nn.sigmoid(w[None] * normal + b[None])
-
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
-        gate = self.gate(average_pool(x))
-        self.sow("intermediates", "attention", gate)
-        return rescale(x, gate)

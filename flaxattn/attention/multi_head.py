@@ -1,7 +1,6 @@
 """Global multi-head self-attention, as in Transformers and ViT."""
 
 import math
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +9,14 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.attention.parts.attend import attend
 from flaxattn.attention.parts.heads import head_features, merge_heads, split_parts
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Initializer, torch_default
 
 
-class MultiHeadAttention(nn.Module):
+class MultiHeadAttention(Mechanism):
     """Multi-head self-attention: in each head, each position takes a mean of all positions' values.
 
         q_i, k_i, v_i = W_qkv x_i                           split between the heads
@@ -60,9 +60,9 @@ class MultiHeadAttention(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "context"
-    variants: ClassVar[tuple[str, ...]] = ("timm",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "context"
+    variants = ("timm",)
+    namings = {
         "timm": (),
         "torch": (
             ("in_proj_weight", "qkv.kernel", "linear"),
@@ -71,10 +71,9 @@ class MultiHeadAttention(nn.Module):
         ),
     }
 
-    @classmethod
-    def timm(cls, **fields) -> "MultiHeadAttention":
-        """timm's Attention as its vision transformers build it, with qkv_bias; the default."""
-        return cls(**fields)
+    timm = variant(
+        "timm's Attention as its vision transformers build it, with qkv_bias; the default."
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
@@ -83,15 +82,8 @@ class MultiHeadAttention(nn.Module):
         depth = head_features(features, self.num_heads)
 
         def dense(width: int, use_bias: bool, name: str) -> nn.Dense:
-            return nn.Dense(
-                width,
-                use_bias=use_bias,
-                dtype=self.dtype or x.dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
-                name=name,
-            )
+            dtype = self.dtype or x.dtype
+            return nn.Dense(width, use_bias, dtype=dtype, **self.initialisers, name=name)
 
         def softmax(energy: Array) -> Array:
             if mask is not None:

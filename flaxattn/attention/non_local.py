@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,8 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, Neutral, variant
 from flaxattn.attention.parts.attend import attend
 from flaxattn.errors import InputError, unknown
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_default
@@ -29,7 +28,7 @@ zero_batch_norm = partial(BatchNorm, scale_init=nn.initializers.zeros)
 _small = nn.initializers.normal(0.01)
 
 
-class NonLocal(nn.Module):
+class NonLocal(Mechanism):
     """Non-local block: z_i = x_i + norm(W y_i) with y_i = sum_j f(x_i, x_j) g(x_j) / sum_j f.
 
     With theta, phi, g: C -> m and W: m -> C, all 1x1 convolutions, the weights of g(x_j) are
@@ -96,9 +95,9 @@ class NonLocal(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] | None = zero_batch_norm
 
-    role: ClassVar[str] = "context"
-    variants: ClassVar[tuple[str, ...]] = ("alexhex7", "mmcv", "official", "timm")
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "context"
+    variants = ("alexhex7", "mmcv", "official", "timm")
+    namings = {
         # Both libraries count g and phi as members of a pair where a pool follows them.
         "alexhex7": (
             ("g.0", "g"),
@@ -141,15 +140,16 @@ class NonLocal(nn.Module):
         "timm": (("t", "theta"), ("p", "phi"), ("z", "out"), ("norm", "bn")),
     }
 
-    @classmethod
-    def official(cls, **fields) -> "NonLocal":
-        """The authors' Caffe2 code as configured: pools first, scaled energies, N(0, 0.01^2)."""
-        return cls(**{"sub_sample": "before", "scale": "hidden", "kernel_init": _small, **fields})
-
-    @classmethod
-    def alexhex7(cls, **fields) -> "NonLocal":
-        """AlexHex7's Non-local_pytorch, the port most weights in torch are of: pools last."""
-        return cls(**{"sub_sample": "after", **fields})
+    official = variant(
+        "The authors' Caffe2 code as configured: pools first, scaled energies, N(0, 0.01^2).",
+        sub_sample="before",
+        scale="hidden",
+        kernel_init=_small,
+    )
+    alexhex7 = variant(
+        "AlexHex7's Non-local_pytorch, the port most weights in torch are of: pools last.",
+        sub_sample="after",
+    )
 
     @classmethod
     def mmcv(cls, **fields) -> "NonLocal":
@@ -157,18 +157,13 @@ class NonLocal(nn.Module):
         norm=zero_batch_norm, out_bias=False."""
         return cls(**{"scale": "hidden", "kernel_init": _small, "norm": None, **fields})
 
-    @classmethod
-    def timm(cls, **fields) -> "NonLocal":
-        """timm's NonLocalAttn: narrower, and energies scaled by the width of x."""
-        return cls(
-            **{
-                "reduction": 8,
-                "divisor": 8,
-                "scale": "input",
-                "kernel_init": kaiming_fan_out,
-                **fields,
-            }
-        )
+    timm = variant(
+        "timm's NonLocalAttn: narrower, and energies scaled by the width of x.",
+        reduction=8,
+        divisor=8,
+        scale="input",
+        kernel_init=kaiming_fan_out,
+    )
 
     @property
     def neutral(self) -> Neutral:
@@ -189,8 +184,7 @@ class NonLocal(nn.Module):
         dtype = self.dtype or x.dtype
 
         def conv(features: int, name: str, **fields) -> Conv:
-            fields = {"kernel_init": self.kernel_init, "bias_init": self.bias_init, **fields}
-            return Conv(features, dtype=dtype, param_dtype=self.param_dtype, name=name, **fields)
+            return self.convolution(features, dtype=dtype, name=name, **fields)
 
         def flat(maps: Array) -> Array:
             return maps.reshape(batch, -1, maps.shape[-1])

@@ -1,7 +1,6 @@
 """Normalisation-based attention: batch norm's own scales weigh its answer, which gates x."""
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +9,14 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.attention.parts.relative_position import require_size
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import rescale
 from flaxattn.layers.precision import at_least_float32
 
 
-class NormalizationBased(nn.Module):
+class NormalizationBased(Mechanism):
     """Normalisation-based attention: a gate for each value, weighed by batch norm's scales.
 
         w_c = |gamma_c| / sum_k |gamma_k|         gamma: the scale of bn2
@@ -54,22 +54,18 @@ class NormalizationBased(nn.Module):
     param_dtype: DTypeLike = jnp.float32
     norm: Callable[..., nn.Module] = BatchNorm
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("official", "channel_spatial")
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "recalibrate"
+    variants = ("official", "channel_spatial")
+    namings = {
         "official": (("Channel_Att.bn2", "bn2"), ("Spatial_Att.bn", "bn")),
         "official_channel": (),
     }
 
-    @classmethod
-    def official(cls, **fields) -> "NormalizationBased":
-        """The authors' released Att: the channel half; the default."""
-        return cls(**fields)
-
-    @classmethod
-    def channel_spatial(cls, **fields) -> "NormalizationBased":
-        """The authors' Att before 21 September 2021, told no_spatial=False: both halves."""
-        return cls(**{"spatial": True, **fields})
+    official = variant("The authors' released Att: the channel half; the default.")
+    channel_spatial = variant(
+        "The authors' Att before 21 September 2021, told no_spatial=False: both halves.",
+        spatial=True,
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

@@ -1,7 +1,6 @@
 """Polarized self-attention: a channel gate and a spatial gate, each keeping full resolution."""
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,9 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism
 from flaxattn.errors import InputError, unknown
-from flaxattn.layers.conv import Conv, Initializer, torch_default
+from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.norm import LayerNorm
 from flaxattn.layers.pooling import average_pool, rescale
 from flaxattn.layers.precision import at_least_float32
@@ -22,7 +22,7 @@ _KAIMING_FAN_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 _UPS = ("norm", "linear", "bottleneck")
 
 
-class PolarizedAttention(nn.Module):
+class PolarizedAttention(Mechanism):
     """Polarized self-attention: x times a channel gate, plus x times a spatial gate.
 
         u = sum_i softmax_i(q . x_i) Wv x_i             C / 2 values, i over positions
@@ -77,9 +77,9 @@ class PolarizedAttention(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("official_parallel", "official_sequential")
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "recalibrate"
+    variants = ("official_parallel", "official_sequential")
+    namings = {
         "official": (("conv_up.1", "conv_up_1", "n11"),),
         "fightingcv": (
             ("ch_wq", "conv_q_right"),
@@ -174,14 +174,8 @@ class PolarizedAttention(nn.Module):
         return jax.nn.sigmoid(energy).reshape(batch, height, width, 1)
 
     def _conv(self, features: int, name: str, **fields) -> Callable[[Array], Array]:
-        return Conv(
-            features,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init if name.startswith("conv_up") else self.qv_init,
-            bias_init=self.bias_init,
-            name=name,
-            **fields,
-        )
+        kernel_init = self.kernel_init if name.startswith("conv_up") else self.qv_init
+        return self.convolution(features, kernel_init=kernel_init, name=name, **fields)
 
     def _project(self, x: Array, features: int, name: str) -> Array:
         return self._conv(features, name, use_bias=self.use_bias, dtype=self.dtype or x.dtype)(x)
@@ -194,8 +188,4 @@ class PolarizedAttention(nn.Module):
         return self._conv(features, name, use_bias=use_bias, precision=highest, dtype=dtype)
 
     def _layer_norm(self, dtype: DTypeLike, name: str) -> Callable[[Array], Array]:
-        return LayerNorm(
-            dtype=dtype,
-            param_dtype=self.param_dtype,
-            name=name,
-        )
+        return LayerNorm(dtype=dtype, param_dtype=self.param_dtype, name=name)

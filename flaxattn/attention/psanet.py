@@ -1,7 +1,6 @@
 """PSANet's point-wise spatial attention: each pair of positions has its own predicted weight."""
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism
 from flaxattn.attention.parts.relative_position import require_size
 from flaxattn.errors import InputError, unknown
 from flaxattn.layers.conv import Conv, Initializer, torch_default
@@ -26,7 +26,7 @@ DIRECTIONS = {
 }
 
 
-class PSANet(nn.Module):
+class PSANet(Mechanism):
     """A head that answers x and, beside it, `features` channels of collected, distributed context.
 
     In each branch a position p predicts a logit l_p[q - p] for every other position q by its
@@ -89,9 +89,9 @@ class PSANet(nn.Module):
     kernel_init: Initializer = torch_default
     norm: Callable[..., nn.Module] | None = BatchNorm
 
-    role: ClassVar[str] = "head"
-    variants: ClassVar[tuple[str, ...]] = ("official",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"semseg": ()}
+    role = "head"
+    variants = ("official",)
+    namings = {"semseg": ()}
 
     @classmethod
     def official(cls, features: int, **fields) -> "PSANet":
@@ -111,14 +111,7 @@ class PSANet(nn.Module):
             factor = self.normalization_factor
 
         def conv(features: int, name: str) -> Conv:
-            return Conv(
-                features,
-                use_bias=False,
-                dtype=dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                name=name,
-            )
+            return self.convolution(features, use_bias=False, dtype=dtype, name=name)
 
         def layer(maps: Array, features: int, name: str) -> Array:
             maps = conv(features, f"{name}_0")(maps)

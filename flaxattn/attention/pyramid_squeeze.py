@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +10,16 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism
 from flaxattn.attention.parts.bottleneck import bottleneck
 from flaxattn.errors import InputError
-from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_default
+from flaxattn.layers.conv import Initializer, kaiming_fan_out, torch_default
 from flaxattn.layers.pooling import average_pool
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.widths import reduced_features
 
 
-class PyramidSqueeze(nn.Module):
+class PyramidSqueeze(Mechanism):
     """Pyramid squeeze attention: branches of several kernel sizes side by side, in proportion.
 
         u_i = conv_i(x)                              S branches of C' / S features (Eq. 1)
@@ -65,9 +65,9 @@ class PyramidSqueeze(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "convolution"
-    variants: ClassVar[tuple[str, ...]] = ("official",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "convolution"
+    variants = ("official",)
+    namings = {
         "official": (
             ("conv_1", "conv1"),
             ("conv_2", "conv2"),
@@ -93,15 +93,13 @@ class PyramidSqueeze(nn.Module):
 
         branches = []
         for i, (size, groups) in enumerate(zip(self.kernel_sizes, branch_groups, strict=True)):
-            conv = Conv(
+            conv = self.convolution(
                 share,
                 kernel_size=size,
                 strides=self.strides,
                 groups=groups,
                 use_bias=False,
                 dtype=dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
                 name=f"conv{i + 1}",
             )
             branches.append(conv(x))
@@ -111,9 +109,7 @@ class PyramidSqueeze(nn.Module):
             self._hidden_width(share),
             share,
             dtype=wide,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
+            **self.initialisers,
         )
         weights = jax.nn.softmax(jax.nn.sigmoid(logits), axis=1)
         self.sow("intermediates", "attention", weights)

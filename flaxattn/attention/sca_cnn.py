@@ -1,7 +1,6 @@
 """SCA-CNN's softmax attention over channels and positions, told by a decoder's state."""
 
 from functools import partial
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,9 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, Part, variant
 from flaxattn.errors import InputError, unknown
-from flaxattn.layers.conv import Conv, Initializer
+from flaxattn.layers.conv import Initializer
 from flaxattn.layers.pooling import average_pool, rescale
 from flaxattn.layers.precision import at_least_float32
 
@@ -39,7 +39,7 @@ def _released(layer: str) -> tuple[tuple[str, ...], ...]:
     return tuple(renames)
 
 
-class SCACNN(nn.Module):
+class SCACNN(Mechanism):
     """SCA-CNN: channels, then positions, weighed by softmaxes that a decoder's state conditions.
 
         score(v, h) = U . tanh(Wc v + b + Wd h) + c         U, Wc, b, Wd, c of either path
@@ -83,9 +83,9 @@ class SCACNN(nn.Module):
     kernel_init: Initializer = official_init
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("official", "official_res5c", "spatial_channel")
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "recalibrate"
+    variants = ("official", "official_res5c", "spatial_channel")
+    namings = {
         "official": _released("res5c_branch2b"),
         "official_res5c": _released("res5c"),
     }
@@ -102,10 +102,9 @@ class SCACNN(nn.Module):
         misplaced parenthesis included."""
         return cls(**{"bias_in_weights": True, **fields})
 
-    @classmethod
-    def spatial_channel(cls, **fields) -> "SCACNN":
-        """The paper's other order, of which no code was released."""
-        return cls(**{"order": "spatial_channel", **fields})
+    spatial_channel = variant(
+        "The paper's other order, of which no code was released.", order="spatial_channel"
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, state: Array | None = None) -> Array:
@@ -129,13 +128,7 @@ class SCACNN(nn.Module):
         positions = height * width
 
         def softmax(items: Array, **fields) -> Array:
-            scores = _Score(
-                self.hidden_features,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
-                **fields,
-            )
+            scores = _Score(self.hidden_features, **self.initialisers, **fields)
             return jax.nn.softmax(scores(items, state), axis=-1)
 
         attention = {}
@@ -153,7 +146,7 @@ class SCACNN(nn.Module):
         return x
 
 
-class _Score(nn.Module):
+class _Score(Part):
     """U . tanh(Wc v + b + Wd h) + c for items v (N, M, features) and h (N, d): (N, M)."""
 
     hidden_features: int
@@ -168,13 +161,7 @@ class _Score(nn.Module):
         if self.hidden_features < 1:
             raise InputError(f"hidden_features={self.hidden_features} is below one: use 1 or more.")
         wide = at_least_float32(items.dtype)
-        project = partial(
-            Conv,
-            self.hidden_features,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-        )
+        project = partial(self.convolution, self.hidden_features)
         context = project(dtype=items.dtype, precision=self.precision, name="context")
         hidden = context(items).astype(wide)
         if state is not None:

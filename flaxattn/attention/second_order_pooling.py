@@ -1,7 +1,6 @@
 """Global second-order pooling: a channel gate read from the covariances of channels."""
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_default
 from flaxattn.layers.norm import BatchNorm
@@ -17,7 +17,7 @@ from flaxattn.layers.pooling import rescale
 from flaxattn.layers.precision import at_least_float32
 
 
-class SecondOrderPooling(nn.Module):
+class SecondOrderPooling(Mechanism):
     """Global second-order pooling: a gate for each channel from all covariances of a narrow copy.
 
         u = relu(bn_for_DR(conv_for_DR(relu(x))))                d channels
@@ -56,14 +56,14 @@ class SecondOrderPooling(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] = BatchNorm
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("official",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"official": ()}
+    role = "recalibrate"
+    variants = ("official",)
+    namings = {"official": ()}
 
-    @classmethod
-    def official(cls, **fields) -> "SecondOrderPooling":
-        """The authors' channel attention: kernels from N(0, 2 / fan_out)."""
-        return cls(**{"kernel_init": kaiming_fan_out, **fields})
+    official = variant(
+        "The authors' channel attention: kernels from N(0, 2 / fan_out).",
+        kernel_init=kaiming_fan_out,
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
@@ -74,15 +74,7 @@ class SecondOrderPooling(nn.Module):
         wide = at_least_float32(dtype)
 
         def conv(features: int, name: str, dtype: DTypeLike, **fields) -> Conv:
-            return Conv(
-                features,
-                dtype=dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
-                name=name,
-                **fields,
-            )
+            return self.convolution(features, dtype=dtype, name=name, **fields)
 
         def norm(name: str) -> nn.Module:
             return self.norm(dtype=wide, param_dtype=self.param_dtype, name=name)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +9,11 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.graft import AsConvolution
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import AsConvolution, Mechanism, Part
 from flaxattn.attention.parts.bottleneck import bottleneck
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import (
-    Conv,
     Initializer,
     kaiming_fan_in,
     kaiming_fan_out,
@@ -28,7 +26,7 @@ from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.widths import reduced_features
 
 
-class SelectiveKernel(nn.Module):
+class SelectiveKernel(Mechanism):
     """Selective kernel convolution: several sizes of kernel, mixed channel by channel.
 
         u_i = relu(bn(conv_i(x)))                    (split)
@@ -99,9 +97,9 @@ class SelectiveKernel(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] | None = BatchNorm
 
-    role: ClassVar[str] = "convolution"
-    variants: ClassVar[tuple[str, ...]] = ("article_s2", "insight", "official", "timm")
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "convolution"
+    variants = ("article_s2", "insight", "official", "timm")
+    namings = {
         "timm": (),
         "articles": (
             ("conv3x3", "paths_0.conv"),
@@ -198,7 +196,7 @@ class SelectiveKernel(nn.Module):
         for i, (size, group) in enumerate(zip(self.kernel_sizes, groups, strict=True)):
             require_odd(size)
             extent = max((size - 1) // 2, 1) if self.dilated else 1
-            conv = Conv(
+            conv = self.convolution(
                 self.features,
                 kernel_size=min(size, 3) if self.dilated else size,
                 strides=self.strides,
@@ -206,9 +204,6 @@ class SelectiveKernel(nn.Module):
                 groups=group,
                 use_bias=self.use_bias,
                 dtype=dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
                 parent=None,
             )
             branch = _Branch(conv, self._norm(dtype), name=f"paths_{i}")
@@ -278,7 +273,7 @@ class _Branch(nn.Module):
         return y if self.norm is None else jax.nn.relu(self.norm(name="bn")(y, train))
 
 
-class _BranchWeights(nn.Module):
+class _BranchWeights(Part):
     """Which share of each channel a branch gives: (N, C) -> (N, branches, C)."""
 
     hidden: int
@@ -304,7 +299,6 @@ class _BranchWeights(nn.Module):
             activation=activation,
             use_bias=False,
             dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
+            **self.initialisers,
         ).reshape(-1, self.branches, features)
         return jax.nn.softmax(logits, axis=1) if self.softmax else logits

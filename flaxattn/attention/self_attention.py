@@ -1,20 +1,18 @@
 """Self-attention over all positions of a map, as in SAGAN."""
 
-from typing import ClassVar
-
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, Neutral, variant
 from flaxattn.attention.parts.attend import attend
-from flaxattn.layers.conv import Conv, Initializer, torch_default
+from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.widths import reduced_features
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(Mechanism):
     """Self-attention: each position adds a mean of all positions' values, weighted by likeness.
 
         s_ij  = (Wg x_i) . (Wf x_j)             the paper's g, f are query and key here
@@ -52,14 +50,11 @@ class SelfAttention(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "context"
-    variants: ClassVar[tuple[str, ...]] = ("article_s1", "danet")
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"articles": (), "danet": ()}
+    role = "context"
+    variants = ("article_s1", "danet")
+    namings = {"articles": (), "danet": ()}
 
-    @classmethod
-    def article_s1(cls, **fields) -> "SelfAttention":
-        """Article 1's SelfAttention; the default."""
-        return cls(**fields)
+    article_s1 = variant("Article 1's SelfAttention; the default.")
 
     @classmethod
     def danet(cls, **fields) -> "SelfAttention":
@@ -83,14 +78,7 @@ class SelfAttention(nn.Module):
         dtype = self.dtype or x.dtype
 
         def project(features: int, name: str) -> Array:
-            conv = Conv(
-                features,
-                dtype=dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
-                name=name,
-            )
+            conv = self.convolution(features, dtype=dtype, name=name)
             return conv(x).reshape(batch, positions, features)
 
         query = project(hidden, "query_conv")

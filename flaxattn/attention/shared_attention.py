@@ -7,6 +7,7 @@ from flax import errors
 from flax import linen as nn
 from jax import Array
 
+from flaxattn.attention.mechanism import declared
 from flaxattn.errors import InputError
 
 
@@ -40,8 +41,8 @@ class SharedAttention(nn.Module):
                 f"layer={name}(...) is a layer already: pass the class, or "
                 f"functools.partial({name}, ...)."
             )
-        if hasattr(maps, "shape") or not maps:
-            given = f"an array {maps.shape}" if hasattr(maps, "shape") else "0 maps"
+        if not isinstance(maps, Sequence) or not maps:
+            given = "0 maps" if isinstance(maps, Sequence) else f"an array {maps.shape}"
             raise InputError(f"{given} given: pass a sequence of one map (N, H, W, C) or more.")
         layer = self.layer()
         nn.share_scope(self, layer)
@@ -67,6 +68,6 @@ def apply_next(layer: Any, x: Array, carry: Any, train: bool) -> tuple[Array, An
 
     The carry is None before the first map, and stays None for a layer without a `step`.
     """
-    if not hasattr(layer, "step"):
+    if declared(layer, "step") is None:
         return layer(x, train), None
     return layer.step(x, layer.initial_carry(x) if carry is None else carry, train)

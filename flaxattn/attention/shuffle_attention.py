@@ -1,7 +1,5 @@
 """Shuffle attention: half of each group of channels is gated per channel, half per position."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +8,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Initializer
 from flaxattn.layers.pooling import average_pool, rescale
@@ -18,7 +17,7 @@ from flaxattn.layers.precision import at_least_float32
 EPSILON = 1e-5  # of the group normalisation
 
 
-class ShuffleAttention(nn.Module):
+class ShuffleAttention(Mechanism):
     """Shuffle attention: channel gates on half of each group, spatial gates on its other half.
 
     The channels form `groups` groups; each is halved into a and b of q = C / (2 groups) channels.
@@ -54,16 +53,13 @@ class ShuffleAttention(nn.Module):
     kernel_init: Initializer = nn.initializers.zeros
     bias_init: Initializer = nn.initializers.ones
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("official",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "recalibrate"
+    variants = ("official",)
+    namings = {
         "official": tuple((name, name, "1n11") for name in ("cweight", "cbias", "sweight", "sbias"))
     }
 
-    @classmethod
-    def official(cls, **fields) -> "ShuffleAttention":
-        """The authors' sa_layer; the default."""
-        return cls(**fields)
+    official = variant("The authors' sa_layer; the default.")
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

@@ -1,7 +1,5 @@
 """SimAM: a gate for each value, by how far it is from its channel's mean, without parameters."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,12 +7,13 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.errors import InputError
 from flaxattn.layers.pooling import average_pool, rescale, variance_pool
 from flaxattn.layers.precision import at_least_float32
 
 
-class SimAM(nn.Module):
+class SimAM(Mechanism):
     """SimAM: each value is rescaled by how much it stands out from the rest of its channel.
 
         d   = (x - mean_hw x)^2
@@ -44,19 +43,14 @@ class SimAM(nn.Module):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("official", "official_imagenet")
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"official": ()}
+    role = "recalibrate"
+    variants = ("official", "official_imagenet")
+    namings = {"official": ()}
 
-    @classmethod
-    def official(cls, **fields) -> "SimAM":
-        """The authors' simam_module; the default."""
-        return cls(**fields)
-
-    @classmethod
-    def official_imagenet(cls, **fields) -> "SimAM":
-        """What the authors' ImageNet networks were trained with: lambda 0.1."""
-        return cls(**{"e_lambda": 0.1, **fields})
+    official = variant("The authors' simam_module; the default.")
+    official_imagenet = variant(
+        "What the authors' ImageNet networks were trained with: lambda 0.1.", e_lambda=0.1
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

@@ -1,7 +1,5 @@
 """timm's simplified coordinate attention."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,13 +7,14 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.layers.conv import Conv, Initializer, torch_default
 from flaxattn.layers.pooling import rescale, strip_pool
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.widths import reduced_features
 
 
-class SimpleCoordinateAttention(nn.Module):
+class SimpleCoordinateAttention(Mechanism):
     """Simplified coordinate attention: a gate per position and channel, from its row and column.
 
         z_h = mean_w x, z_w = mean_h x
@@ -51,9 +50,9 @@ class SimpleCoordinateAttention(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("timm",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "recalibrate"
+    variants = ("timm",)
+    namings = {
         "timm": (
             ("fc1", "fc1", "linear"),
             ("fc_h", "fc_h", "linear"),
@@ -61,10 +60,7 @@ class SimpleCoordinateAttention(nn.Module):
         ),
     }
 
-    @classmethod
-    def timm(cls, **fields) -> "SimpleCoordinateAttention":
-        """timm's SimpleCoordAttn; the default."""
-        return cls(**fields)
+    timm = variant("timm's SimpleCoordAttn; the default.")
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
@@ -74,14 +70,11 @@ class SimpleCoordinateAttention(nn.Module):
         dtype = at_least_float32(self.dtype or x.dtype)
 
         def fc(features: int, name: str) -> Conv:
-            return Conv(
+            return self.convolution(
                 features,
                 use_bias=self.use_bias,
                 precision=lax.Precision.HIGHEST,
                 dtype=dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
                 name=name,
             )
 

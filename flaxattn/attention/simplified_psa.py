@@ -1,7 +1,5 @@
 """Article 0's simplification of PSANet, as written and repaired."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,6 +7,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism
 from flaxattn.errors import InputError, unknown
 from flaxattn.layers.conv import Conv, Initializer, torch_default
 from flaxattn.layers.precision import at_least_float32
@@ -16,7 +15,7 @@ from flaxattn.layers.precision import at_least_float32
 REPAIRS = ("gather", "mix")
 
 
-class SimplifiedPSA(nn.Module):
+class SimplifiedPSA(Mechanism):
     """Collect and distribute without a point-to-point mask; answers `features` channels.
 
     After article 0's PSAModule, which it presents as a simplified PSANet (Zhao, Zhang, Liu, Shi,
@@ -60,9 +59,9 @@ class SimplifiedPSA(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "head"
-    variants: ClassVar[tuple[str, ...]] = ("article_s0",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"articles": ()}
+    role = "head"
+    variants = ("article_s0",)
+    namings = {"articles": ()}
 
     @classmethod
     def article_s0(cls, features: int, **fields) -> "SimplifiedPSA":
@@ -85,14 +84,7 @@ class SimplifiedPSA(nn.Module):
         wide = at_least_float32(dtype)
 
         def conv(name: str) -> Conv:
-            return Conv(
-                self.features,
-                dtype=dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
-                name=name,
-            )
+            return self.convolution(self.features, dtype=dtype, name=name)
 
         def product(axes: str, a: Array, b: Array) -> Array:
             return jnp.einsum(axes, a.astype(dtype), b.astype(dtype), preferred_element_type=wide)

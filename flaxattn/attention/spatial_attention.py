@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +9,10 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn.attention.graft import Neutral
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, Neutral, variant
 from flaxattn.errors import unknown
-from flaxattn.layers.conv import Conv, Initializer, torch_default
+from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import maximum, mean_of, pool_by_each, rescale
 from flaxattn.layers.precision import at_least_float32
@@ -37,7 +36,7 @@ POOLS: dict[str, Callable[[Array], Array]] = {"avg": channel_mean, "max": channe
 OUTPUTS = ("scaled", "gate", "silu")
 
 
-class SpatialAttention(nn.Module):
+class SpatialAttention(Mechanism):
     """CBAM's spatial attention: a gate from the mean and maximum over channels around a position.
 
         l = conv_k([mean_c x; max_c x])
@@ -80,8 +79,8 @@ class SpatialAttention(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] | None = None
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = (
+    role = "recalibrate"
+    variants = (
         "article_s0",
         "article_s1",
         "official",
@@ -89,22 +88,18 @@ class SpatialAttention(nn.Module):
         "light",
         "separable",
     )
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    namings = {
         "article_s0": (("conv1", "conv"),),
         "article_s1": (),
         "official": (("spatial.conv", "conv"), ("spatial.bn", "bn")),
         "timm": (("conv.conv", "conv"), ("conv.bn", "bn")),
     }
 
-    @classmethod
-    def article_s0(cls, **fields) -> "SpatialAttention":
-        """Article 0's SpatialAttention: answers the gate."""
-        return cls(**{"output": "gate", **fields})
-
-    @classmethod
-    def article_s1(cls, **fields) -> "SpatialAttention":
-        """Article 1's SpatialAttention as written: SiLU(l), one channel, x itself is lost."""
-        return cls(**{"output": "silu", **fields})
+    article_s0 = variant("Article 0's SpatialAttention: answers the gate.", output="gate")
+    article_s1 = variant(
+        "Article 1's SpatialAttention as written: SiLU(l), one channel, x itself is lost.",
+        output="silu",
+    )
 
     @classmethod
     def official(cls, **fields) -> "SpatialAttention":
@@ -112,15 +107,12 @@ class SpatialAttention(nn.Module):
         norm = partial(BatchNorm, momentum=0.99)
         return cls(**{"pools": ("max", "avg"), "norm": norm, **fields})
 
-    @classmethod
-    def timm(cls, **fields) -> "SpatialAttention":
-        """timm's SpatialAttn: BatchNorm after the convolution."""
-        return cls(**{"norm": BatchNorm, **fields})
-
-    @classmethod
-    def light(cls, **fields) -> "SpatialAttention":
-        """timm's LightSpatialAttn: its one input channel is (mean + maximum) / 2."""
-        return cls(**{"norm": BatchNorm, "average_pools": True, **fields})
+    timm = variant("timm's SpatialAttn: BatchNorm after the convolution.", norm=BatchNorm)
+    light = variant(
+        "timm's LightSpatialAttn: its one input channel is (mean + maximum) / 2.",
+        norm=BatchNorm,
+        average_pools=True,
+    )
 
     @classmethod
     def separable(cls, **fields) -> "SpatialAttention":
@@ -147,14 +139,7 @@ class SpatialAttention(nn.Module):
         if self.output not in OUTPUTS:
             raise unknown("output", self.output, OUTPUTS)
         dtype = at_least_float32(self.dtype or x.dtype)
-        conv = partial(
-            Conv,
-            precision=lax.Precision.HIGHEST,
-            dtype=dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-        )
+        conv = partial(self.convolution, precision=lax.Precision.HIGHEST, dtype=dtype)
         pools = pool_by_each(x, self.pools, POOLS)
         pooled = mean_of(pools) if self.average_pools else jnp.concatenate(pools, axis=-1)
         size, channels = self.kernel_size, pooled.shape[-1]

@@ -1,7 +1,6 @@
 """Spatial group-wise enhancement: each group of channels is gated where it is like its mean."""
 
 from functools import partial
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +10,14 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Initializer
 from flaxattn.layers.pooling import average_pool, rescale, safe_sqrt
 from flaxattn.layers.precision import at_least_float32
 
 
-class SpatialGroupEnhance(nn.Module):
+class SpatialGroupEnhance(Mechanism):
     """Spatial group-wise enhancement: a map of gates for each group of channels.
 
     With x_i the channels of one group at position i, and g their mean over the map,
@@ -51,16 +51,11 @@ class SpatialGroupEnhance(nn.Module):
     kernel_init: Initializer = nn.initializers.zeros
     bias_init: Initializer = nn.initializers.ones
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("official",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
-        "official": (("weight", "weight", "1n11"), ("bias", "bias", "1n11"))
-    }
+    role = "recalibrate"
+    variants = ("official",)
+    namings = {"official": (("weight", "weight", "1n11"), ("bias", "bias", "1n11"))}
 
-    @classmethod
-    def official(cls, **fields) -> "SpatialGroupEnhance":
-        """The authors' SpatialGroupEnhance; the default."""
-        return cls(**fields)
+    official = variant("The authors' SpatialGroupEnhance; the default.")
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +10,17 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism
 from flaxattn.attention.parts.bottleneck import bottleneck
 from flaxattn.errors import InputError
-from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_default
+from flaxattn.layers.conv import Initializer, kaiming_fan_out, torch_default
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import average_pool
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.widths import reduced_features
 
 
-class SplitAttention(nn.Module):
+class SplitAttention(Mechanism):
     """Split attention: a grouped convolution answers several splits, mixed channel by channel.
 
         u_1 ... u_R = relu(bn0(conv(x)))             conv in groups * R groups
@@ -78,9 +78,9 @@ class SplitAttention(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] | None = BatchNorm
 
-    role: ClassVar[str] = "convolution"
-    variants: ClassVar[tuple[str, ...]] = ("official", "timm")
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"official": (), "timm": ()}
+    role = "convolution"
+    variants = ("official", "timm")
+    namings = {"official": (), "timm": ()}
 
     @classmethod
     def official(cls, features: int, **fields) -> "SplitAttention":
@@ -109,7 +109,7 @@ class SplitAttention(nn.Module):
                 return z
             return self.norm(dtype=dtype, param_dtype=self.param_dtype, name=name)(z, train)
 
-        conv = Conv(
+        conv = self.convolution(
             self.radix * self.features,
             kernel_size=self.kernel_size,
             strides=self.strides,
@@ -117,9 +117,6 @@ class SplitAttention(nn.Module):
             groups=self.groups * self.radix,
             use_bias=self.use_bias,
             dtype=dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
             name="conv",
         )
         splits = jnp.split(jax.nn.relu(normalise(conv(x), "bn0", dtype)), self.radix, axis=-1)
@@ -130,9 +127,7 @@ class SplitAttention(nn.Module):
             activation=lambda z: jax.nn.relu(normalise(z, "bn1", wide)),
             groups=self.groups,
             dtype=wide,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
+            **self.initialisers,
         )
         weights = self._weights(logits)
         self.sow("intermediates", "attention", weights)

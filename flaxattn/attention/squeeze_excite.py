@@ -1,7 +1,6 @@
 """Squeeze-and-excitation."""
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +8,16 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.graft import Neutral
-from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Neutral, variant
 from flaxattn.attention.parts.bottleneck import bottleneck
+from flaxattn.attention.parts.channel_gate import ChannelGate
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Initializer, kaiming_fan_out, torch_default
-from flaxattn.layers.pooling import average_pool, rescale
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.widths import reduced_features
 
 
-class SqueezeExcite(nn.Module):
+class SqueezeExcite(ChannelGate):
     """Squeeze-and-excitation: each channel is rescaled by a gate read from all channels' averages.
 
         z_c = mean_hw x_hwc                     (Eq. 2)
@@ -67,8 +65,7 @@ class SqueezeExcite(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = (
+    variants = (
         "article_s0",
         "article_s1",
         "article_s2",
@@ -77,32 +74,19 @@ class SqueezeExcite(nn.Module):
         "mobilenet_v3",
         "grouped",
     )
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    namings = {
         "timm": (),
         "timm_efficientnet": (("conv_reduce", "fc1"), ("conv_expand", "fc2")),
         "torchvision": (),
         "articles": (("fc.0", "fc1", "linear"), ("fc.2", "fc2", "linear")),
     }
 
-    @classmethod
-    def article_s0(cls, **fields) -> "SqueezeExcite":
-        """Article 0's SEAttention: no biases."""
-        return cls(**{"use_bias": False, **fields})
-
-    @classmethod
-    def article_s1(cls, **fields) -> "SqueezeExcite":
-        """Article 1's SEBlock: biases; the default."""
-        return cls(**fields)
-
-    @classmethod
-    def article_s2(cls, **fields) -> "SqueezeExcite":
-        """Article 2's SeNet: article 0's layer under another name."""
-        return cls.article_s0(**fields)
-
-    @classmethod
-    def timm(cls, **fields) -> "SqueezeExcite":
-        """timm's SEModule: biases; the hidden width is rounded to a multiple of 8."""
-        return cls(**{"divisor": 8, **fields})
+    article_s0 = variant("Article 0's SEAttention: no biases.", use_bias=False)
+    article_s1 = variant("Article 1's SEBlock: biases; the default.")
+    article_s2 = variant("Article 2's SeNet: article 0's layer under another name.", use_bias=False)
+    timm = variant(
+        "timm's SEModule: biases; the hidden width is rounded to a multiple of 8.", divisor=8
+    )
 
     @classmethod
     def efficientnet(cls, **fields) -> "SqueezeExcite":
@@ -164,9 +148,7 @@ class SqueezeExcite(nn.Module):
             groups=self.groups,
             use_bias=self.use_bias,
             dtype=dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
+            **self.initialisers,
         )
         return self.gate_activation(logits)
 
@@ -181,9 +163,3 @@ class SqueezeExcite(nn.Module):
                 f"a share of the channels."
             )
         return self.hidden_features
-
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
-        gate = self.gate(average_pool(x))
-        self.sow("intermediates", "attention", gate)
-        return rescale(x, gate)

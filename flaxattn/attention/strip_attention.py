@@ -1,7 +1,5 @@
 """timm's strip attention."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,12 +7,13 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.layers.conv import Conv, Initializer, torch_default
 from flaxattn.layers.pooling import rescale, strip_pool
 from flaxattn.layers.precision import at_least_float32
 
 
-class StripAttention(nn.Module):
+class StripAttention(Mechanism):
     """Strip attention: a gate per position and channel, the sum of its row's and column's logits.
 
         l_h = conv_kx1(mean_w x), l_w = conv_1xk(mean_h x)      depthwise
@@ -45,14 +44,11 @@ class StripAttention(nn.Module):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("timm",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"timm": ()}
+    role = "recalibrate"
+    variants = ("timm",)
+    namings = {"timm": ()}
 
-    @classmethod
-    def timm(cls, **fields) -> "StripAttention":
-        """timm's StripAttn; the default."""
-        return cls(**fields)
+    timm = variant("timm's StripAttn; the default.")
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
@@ -61,16 +57,13 @@ class StripAttention(nn.Module):
         dtype = at_least_float32(self.dtype or x.dtype)
 
         def conv(kernel_size: tuple[int, int], name: str) -> Conv:
-            return Conv(
+            return self.convolution(
                 features,
                 kernel_size,
                 groups=features,
                 use_bias=self.use_bias,
                 precision=lax.Precision.HIGHEST,
                 dtype=dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
                 name=name,
             )
 

@@ -1,7 +1,6 @@
 """Strip pooling, as a gate."""
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +9,14 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
-from flaxattn.layers.conv import Conv, Initializer, torch_default
+from flaxattn.attention.mechanism import Mechanism, variant
+from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import rescale, strip_pool
 from flaxattn.layers.precision import at_least_float32
 
 
-class StripPooling(nn.Module):
+class StripPooling(Mechanism):
     """Strip pooling module: a gate per position and channel from its row's and its column's means.
 
         u_h = norm(conv_kx1(mean_w x)), u_w = norm(conv_1xk(mean_h x))
@@ -49,14 +49,11 @@ class StripPooling(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] = BatchNorm
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("official",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {"official": ()}
+    role = "recalibrate"
+    variants = ("official",)
+    namings = {"official": ()}
 
-    @classmethod
-    def official(cls, **fields) -> "StripPooling":
-        """The authors' SPBlock, multiplied; the default."""
-        return cls(**fields)
+    official = variant("The authors' SPBlock, multiplied; the default.")
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
@@ -66,14 +63,12 @@ class StripPooling(nn.Module):
         wide = at_least_float32(dtype)
 
         def strip(means: Array, kernel_size: tuple[int, int], index: int) -> Array:
-            conv = Conv(
+            conv = self.convolution(
                 features,
                 kernel_size,
                 use_bias=False,
                 precision=lax.Precision.HIGHEST,
                 dtype=wide,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
                 name=f"conv{index}",
             )
             norm = self.norm(dtype=wide, param_dtype=self.param_dtype, name=f"bn{index}")
@@ -82,14 +77,7 @@ class StripPooling(nn.Module):
         rows, columns = strip_pool(x)
         rows = strip(rows, (self.kernel_size, 1), 1)
         columns = strip(columns, (1, self.kernel_size), 2)
-        logits = Conv(
-            features,
-            dtype=dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-            name="conv3",
-        )(jax.nn.relu(rows + columns))
+        logits = self.convolution(features, dtype=dtype, name="conv3")(jax.nn.relu(rows + columns))
         gate = jax.nn.sigmoid(logits.astype(wide))
         self.sow("intermediates", "attention", gate)
         return rescale(x, gate)

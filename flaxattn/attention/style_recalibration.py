@@ -1,7 +1,6 @@
 """Style-based recalibration: a gate from each channel's own mean and standard deviation."""
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Initializer
 from flaxattn.layers.norm import BatchNorm
@@ -22,7 +22,7 @@ _PAIRS: Initializer = nn.initializers.variance_scaling(
 )
 
 
-class StyleRecalibration(nn.Module):
+class StyleRecalibration(Mechanism):
     """Style-based recalibration: a channel's gate is read from its own mean and deviation alone.
 
         t_c = [mean_hw x_c, sqrt(var_hw x_c + epsilon)]     style pooling
@@ -56,22 +56,19 @@ class StyleRecalibration(nn.Module):
     kernel_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] = BatchNorm
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("official", "changzy00")
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "recalibrate"
+    variants = ("official", "changzy00")
+    namings = {
         "official": (),
         "changzy00": (("cfc.weight", "cfc", "n1n"),),
     }
 
-    @classmethod
-    def official(cls, **fields) -> "StyleRecalibration":
-        """The authors' SRMLayer; the default."""
-        return cls(**fields)
-
-    @classmethod
-    def changzy00(cls, **fields) -> "StyleRecalibration":
-        """The port in changzy00/pytorch-attention: no epsilon, and w drawn as a convolution's."""
-        return cls(**{"epsilon": 0.0, "kernel_init": _PAIRS, **fields})
+    official = variant("The authors' SRMLayer; the default.")
+    changzy00 = variant(
+        "The port in changzy00/pytorch-attention: no epsilon, and w drawn as a convolution's.",
+        epsilon=0.0,
+        kernel_init=_PAIRS,
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -10,13 +9,14 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.attention.spatial_attention import SpatialAttention
 from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.precision import at_least_float32
 
 
-class TripletAttention(nn.Module):
+class TripletAttention(Mechanism):
     """Triplet attention: the mean of three copies of x, each gated over two of its axes C, H, W.
 
         s_cw = sigmoid(norm(conv_k([max_h x; mean_h x])))     a gate for each c and w
@@ -52,9 +52,9 @@ class TripletAttention(nn.Module):
     kernel_init: Initializer = torch_default
     norm: Callable[..., nn.Module] | None = partial(BatchNorm, momentum=0.99)
 
-    role: ClassVar[str] = "recalibrate"
-    variants: ClassVar[tuple[str, ...]] = ("official",)
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "recalibrate"
+    variants = ("official",)
+    namings = {
         "official": tuple(
             (f"{branch}.conv.{part}", f"{branch}.{part}")
             for branch in ("cw", "hc", "hw")
@@ -68,10 +68,7 @@ class TripletAttention(nn.Module):
         ),
     }
 
-    @classmethod
-    def official(cls, **fields) -> "TripletAttention":
-        """The authors' TripletAttention; the default."""
-        return cls(**fields)
+    official = variant("The authors' TripletAttention; the default.")
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
@@ -84,8 +81,7 @@ class TripletAttention(nn.Module):
                 kernel_size=self.kernel_size,
                 pools=("max", "avg"),
                 dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
+                **self.initialisers,
                 norm=self.norm,
                 name=name,
             )

@@ -1,7 +1,6 @@
 """Self-attention within windows, plain or shifted, as in Swin."""
 
 import math
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.attention.parts.attend import attend
 from flaxattn.attention.parts.blocks import cut, join
 from flaxattn.attention.parts.heads import head_features, merge_heads, split_parts
@@ -21,7 +21,7 @@ HEAD_FEATURES = 32  # of each head, in all of the paper's networks
 MASKED = -100.0  # added to the energy between positions that the shift made neighbours
 
 
-class WindowAttention(nn.Module):
+class WindowAttention(Mechanism):
     """Multi-head self-attention among the positions of a window, with a bias for each offset.
 
         a_ij = softmax_j(q_i . k_j / sqrt(d) + B[i - j])        (Eq. 4), i and j in one window
@@ -71,9 +71,9 @@ class WindowAttention(nn.Module):
     kernel_init: Initializer = nn.initializers.normal(0.02)
     bias_init: Initializer = nn.initializers.zeros
 
-    role: ClassVar[str] = "context"
-    variants: ClassVar[tuple[str, ...]] = ("shifted", "timm")
-    namings: ClassVar[dict[str, tuple[tuple[str, ...], ...]]] = {
+    role = "context"
+    variants = ("shifted", "timm")
+    namings = {
         "timm": (),
         "official": (
             ("relative_position_index", "", "derived"),
@@ -86,10 +86,10 @@ class WindowAttention(nn.Module):
         """The shifted windows of every second block: by half a window."""
         return cls(window_size=window_size, **{"shift_size": window_size // 2, **fields})
 
-    @classmethod
-    def timm(cls, **fields) -> "WindowAttention":
-        """timm's, which rolls a map before it pads it: the default unless shift_size is above 0."""
-        return cls(**{"roll_first": True, **fields})
+    timm = variant(
+        "timm's, which rolls a map before it pads it: the default unless shift_size is above 0.",
+        roll_first=True,
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
@@ -107,15 +107,8 @@ class WindowAttention(nn.Module):
         padding = [(0, 0), (0, -height % size), (0, -width % size), (0, 0)]
 
         def dense(width: int, use_bias: bool, name: str) -> nn.Dense:
-            return nn.Dense(
-                width,
-                use_bias=use_bias,
-                dtype=self.dtype or x.dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
-                name=name,
-            )
+            dtype = self.dtype or x.dtype
+            return nn.Dense(width, use_bias, dtype=dtype, **self.initialisers, name=name)
 
         def roll(x: Array, sign: int) -> Array:
             return jnp.roll(x, [sign * shift for shift in shifts], (1, 2)) if any(shifts) else x

@@ -11,6 +11,7 @@ import jax
 from flax import linen as nn
 
 from flaxattn.attention import ATTENTION, create_attention, require_name
+from flaxattn.attention.mechanism import declared
 from flaxattn.errors import InputError
 from flaxattn.inspect.cost import cost
 from flaxattn.inspect.table import aligned, mmacs
@@ -201,8 +202,8 @@ def describe(name: str, *, features: int = FEATURES, size: int = SIZE) -> str:
     ]
     blocks.append("Fields:\n\n" + "\n".join(aligned(fields)))
     blocks.append("Parameters:\n\n" + "\n".join(aligned(_parameters(layer, shape))))
-    if kind.namings:
-        blocks.append(f"Weights load from: {', '.join(kind.namings)}.")
+    if sources := declared(layer, "namings"):
+        blocks.append(f"Weights load from: {', '.join(sources)}.")
     return "\n\n".join(blocks)
 
 

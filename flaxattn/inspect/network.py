@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxattn.attention.graft import Graft
+from flaxattn.attention.mechanism import declared
 from flaxattn.inspect.cost import Cost, cost, macs
 from flaxattn.inspect.table import aligned, mmacs
 from flaxattn.layers.abstract_variables import abstract_variables
@@ -46,7 +47,9 @@ def placed(model: nn.Module, input_shape: tuple[int, ...]) -> list[Placed]:
 
     def watch(call: Callable[..., Any], arguments: Any, fields: Any, context: Any) -> Any:
         module = context.module
-        is_call = context.method_name in ("__call__", "step") and hasattr(module, "role")
+        is_call = (
+            context.method_name in ("__call__", "step") and declared(module, "role") is not None
+        )
         if inside or not is_call:
             return call(*arguments, **fields)
         inside.append(module)

@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
-from flaxattn.attention.graft import AsConvolution
+from flaxattn.attention.mechanism import AsConvolution, declared
 from flaxattn.errors import InputError
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.models.placement import Placement
@@ -90,13 +90,13 @@ def graft(
 
 
 def _as_convolution(model: nn.Module, placement: Placement) -> AsConvolution:
-    layer = placement.factory(features=1, parent=None)
-    if not hasattr(layer, "as_convolution"):
+    layer = placement.example()
+    form = declared(layer, "as_convolution")
+    if form is None:
         raise InputError(
             f"{type(layer).__name__} has no form that answers as a convolution: make it part of a "
             f"network that is trained from the start."
         )
-    form = layer.as_convolution
     if form.norms and layer.norm(parent=None) != model.norm(parent=None):
         raise InputError(
             f"{type(layer).__name__} ends in another normalisation than the network has: give it "

@@ -12,10 +12,11 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention import CondConv
+from flaxattn.attention.mechanism import LayerFactory
 from flaxattn.layers.conv import Conv, Initializer
 from flaxattn.layers.pooling import average_pool
 from flaxattn.models.block_spec import BlockSpec
-from flaxattn.models.placement import LayerFactory, same_shape
+from flaxattn.models.placement import same_shape
 
 
 class InvertedResidualBlock(nn.Module):

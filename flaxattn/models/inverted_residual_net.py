@@ -11,6 +11,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention import GlobalContext, SqueezeExcite
+from flaxattn.attention.mechanism import LayerFactory
 from flaxattn.errors import InputError, require_count, require_rate, unknown
 from flaxattn.layers.conv import Conv
 from flaxattn.layers.norm import BatchNorm
@@ -19,7 +20,7 @@ from flaxattn.layers.widths import make_divisible
 from flaxattn.models.block_spec import BlockSpec, Stages, expand, row
 from flaxattn.models.head import GLOBAL_POOLS, Classifier
 from flaxattn.models.inverted_residual import BLOCKS, fan_out_of, pad_same
-from flaxattn.models.placement import LayerFactory, Placement, namings, place
+from flaxattn.models.placement import Placement, namings, place
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,

@@ -11,6 +11,7 @@ from flax import linen as nn
 from jax import Array
 
 from flaxattn.attention import SqueezeExcite
+from flaxattn.attention.mechanism import LayerFactory
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.widths import make_divisible
 from flaxattn.models.block_spec import (
@@ -24,7 +25,6 @@ from flaxattn.models.block_spec import (
     separable,
 )
 from flaxattn.models.inverted_residual_net import InvertedResidualNet, squeeze_inside
-from flaxattn.models.placement import LayerFactory
 
 # TensorFlow's epsilon, and torchvision's momentum beside it.
 TF_NORM = functools.partial(BatchNorm, epsilon=1e-3)

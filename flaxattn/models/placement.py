@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flax import linen as nn
@@ -10,9 +10,8 @@ from jax import Array
 
 from flaxattn.attention import ATTENTION, create_attention
 from flaxattn.attention.graft import Graft
+from flaxattn.attention.mechanism import LayerFactory, declared
 from flaxattn.errors import InputError, unknown
-
-LayerFactory = Callable[..., nn.Module]
 
 # What each slot of a residual block takes, and which blocks have it unless told otherwise.
 _ROLES = {
@@ -67,10 +66,14 @@ class Placement:
         """The class of the layers that `factory` makes."""
         return _layer(self.factory)
 
+    def example(self) -> nn.Module:
+        """One such layer by itself, to be asked what it declares."""
+        return self.factory(**_supplied_by_block(self.layer), parent=None)
+
     @property
     def carries(self) -> bool:
         """Whether the blocks' one layer carries a state from block to block."""
-        return self.share and hasattr(self.layer, "step")
+        return self.share and declared(self.layer, "step") is not None
 
     def covers(self, stage: int, block: int, stage_size: int, gated: bool = False) -> bool:
         """Whether block `block` of the `stage_size` blocks of stage `stage` has the layer.
@@ -159,7 +162,7 @@ def namings(slots: Mapping[str, Placement | None]) -> dict[str, tuple[tuple[str,
     tables: dict[str, tuple[tuple[str, ...], ...]] = {}
     for name, placement in slots.items():
         if placement is not None:
-            for source, renames in getattr(placement.layer, "namings", {}).items():
+            for source, renames in declared(placement.example(), "namings").items():
                 tables[source] = tables.get(source, ()) + tuple(
                     (f"{name}.{foreign}".rstrip("."), f"{name}.{ours}", *kind)
                     for foreign, ours, *kind in renames
@@ -196,17 +199,16 @@ def _from_mapping(
     blocks = fields.pop("blocks", usual_blocks if after is None else "all")
     position, share = fields.pop("position", usual_position), fields.pop("share", False)
     grafted = fields.pop("graft", False)
-    supplied = _supplied_by_block(name)
+    supplied = _supplied_by_block(_layer(ATTENTION.get(name)))
     create_attention(name, variant=variant, **{**supplied, **fields}, parent=None)  # or InputError
     factory = ATTENTION[name] if variant is None else getattr(ATTENTION[name], variant)
     factory = functools.partial(factory, **fields)
     return Placement(factory, stages, blocks, position, share, after, grafted)
 
 
-def _supplied_by_block(name: str) -> dict[str, Any]:
-    """The fields of a mechanism that no placement gives."""
-    role = getattr(_layer(ATTENTION.get(name)), "role", None)
-    return {"features": 1} if role in ("convolution", "head") else {}
+def _supplied_by_block(layer: Any) -> dict[str, Any]:
+    """The fields of a layer that no placement gives."""
+    return {"features": 1} if declared(layer, "role") in ("convolution", "head") else {}
 
 
 def _layer(factory: Any) -> type[nn.Module]:
@@ -248,7 +250,7 @@ def _require_role(slot: str, placement: Placement) -> None:
             f"{slot}={placement.factory!r} makes no layer: pass a mechanism's name, a dict with "
             f"its name, a Linen class, or a functools.partial of one."
         )
-    role = getattr(layer, "role", None)
+    role = declared(layer, "role")
     if role in _ROLES[slot]:
         return
     name = _name(placement.factory)

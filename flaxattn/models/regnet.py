@@ -13,12 +13,13 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention import SqueezeExcite
+from flaxattn.attention.mechanism import LayerFactory
 from flaxattn.errors import InputError, require_count, require_rate, unknown
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.widths import make_divisible
 from flaxattn.models.head import GLOBAL_POOLS, Classifier
-from flaxattn.models.placement import LayerFactory, Placement, namings, place
+from flaxattn.models.placement import Placement, namings, place
 from flaxattn.models.residual_block import Bottleneck
 
 _CONVS = ("conv1", "conv2", "conv3")

@@ -6,10 +6,11 @@ import jax
 from flax import linen as nn
 from jax import Array
 
+from flaxattn.attention.mechanism import LayerFactory, declared
 from flaxattn.attention.shared_attention import apply_next
 from flaxattn.errors import InputError
 from flaxattn.models.downsampling import Downsampling, whole_average_pool
-from flaxattn.models.placement import LayerFactory, same_shape
+from flaxattn.models.placement import same_shape
 
 SHORTCUTS = ("1x1", "3x3", "average")
 
@@ -124,7 +125,7 @@ class ResidualBlock(nn.Module):
         else:
             layer = self.middle(self.middle_width, strides=conv_strides, name=name)
             x = layer(x, train)
-        if not getattr(layer, "activates", False):
+        if not declared(layer, "activates"):
             x = jax.nn.relu(self.norm(name=f"bn{index}")(x, train))
         if after is not None:
             x = after(x, strides)

@@ -11,12 +11,13 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention import SelectiveKernel
+from flaxattn.attention.mechanism import LayerFactory
 from flaxattn.errors import InputError, require_count, require_rate, unknown
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_default
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.models.downsampling import DOWNSAMPLING
 from flaxattn.models.head import GLOBAL_POOLS, Classifier
-from flaxattn.models.placement import LayerFactory, Placement, namings, place
+from flaxattn.models.placement import Placement, namings, place
 from flaxattn.models.residual_block import BLOCKS, SHORTCUTS, BasicBlock, ResidualBlock
 
 Block = str | type[ResidualBlock]

@@ -6,8 +6,8 @@ import jax
 from flax import linen as nn
 from jax import Array
 
+from flaxattn.attention.mechanism import LayerFactory
 from flaxattn.errors import InputError
-from flaxattn.models.placement import LayerFactory
 from flaxattn.models.residual_block import BasicBlock, Bottleneck, ResidualBlock
 from flaxattn.models.resnet import Block, ResNet
 

@@ -10,13 +10,14 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from flaxattn.attention.mechanism import LayerFactory, declared
 from flaxattn.attention.shared_attention import apply_next
 from flaxattn.errors import InputError, require_count, require_rate, unknown
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.resize import adaptive_average_pool
 from flaxattn.models.head import GLOBAL_POOLS, Classifier
-from flaxattn.models.placement import LayerFactory, Placement, conv_name, place, same_shape
+from flaxattn.models.placement import Placement, conv_name, place, same_shape
 
 HEADS = ("fixed", "sliding")
 _HEAD_SIZE = 7  # positions along either side of the map that the first fully connected layer sees
@@ -222,7 +223,7 @@ class VGG(nn.Module):
             if name is not None:
                 foreign = f"features.{index}" if attention_counts else name
                 index += attention_counts
-                inner = getattr(self.attention.layer, "namings", {}).get(source, ())
+                inner = declared(self.attention.example(), "namings").get(source, ())
                 renames.append((foreign, name))
                 renames += [
                     (f"{foreign}.{theirs}".rstrip("."), f"{name}.{ours}", *layout)

@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from flax import linen as nn
 
+from flaxattn.attention.mechanism import declared
 from flaxattn.errors import InputError, unknown
 
 Table = Sequence[tuple[str, ...]]
@@ -76,7 +77,7 @@ def is_derived(key: str, table: Table) -> bool:
 
 def tables(module: nn.Module) -> Mapping[str, Table]:
     """The rename tables that `module` knows, by source name."""
-    return getattr(module, "namings", {})
+    return declared(module, "namings")
 
 
 def table(naming: str | Table | None, module: nn.Module | None) -> Table:

@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from flaxattn.attention.mechanism import declared
 from flaxattn.errors import InputError, unknown
 from flaxattn.layers.abstract_variables import abstract_variables
 from flaxattn.weights.architecture import likeliest
@@ -165,7 +166,7 @@ def _layers(module: nn.Module, input_shape: Sequence[int]) -> _Layers:
 
     def note(method, args, kwargs, context):
         if context.module.scope is not None:  # a check of its own fields runs before it has a place
-            called.setdefault(context.module.path, getattr(context.module, "role", None))
+            called.setdefault(context.module.path, declared(context.module, "role"))
         return method(*args, **kwargs)
 
     try:

@@ -1,0 +1,132 @@
+"""What a mechanism tells others about itself, and what nearly every one is built with."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from flaxattn.layers.conv import Conv
+
+Role = Literal["recalibrate", "context", "convolution", "head"]
+# A class, a classmethod that makes one of its layers, or a `functools.partial` of either.
+LayerFactory = Callable[..., nn.Module]
+# (foreign, ours) or (foreign, ours, layout), see `weights.naming`; and such tables by source.
+Renames = tuple[tuple[str, ...], ...]
+Namings = Mapping[str, Renames]
+
+
+class Neutral(NamedTuple):
+    """How a layer is told to return x / gain for every x.
+
+    Fields:
+        zeros: its submodules and parameters, by dotted path, that are all zero then.
+        gain: two for each sigmoid in a row, which are 1/2 at zero.
+    """
+
+    zeros: tuple[str, ...]
+    gain: float = 1.0
+
+
+class AsConvolution(NamedTuple):
+    """How a layer that replaces a convolution is told to compute what a trained one does.
+
+    Fields:
+        kernels: its parameters, by dotted path, that each hold the kernel then; with zeros around
+            it where they are larger, and once for each index of a leading axis.
+        norms: its submodules, by dotted path, that each hold the normalisation after it, if the
+            layer ends in one of its own.
+        zeros: as in `Neutral`.
+        gain: by which the kernel is multiplied.
+    """
+
+    kernels: tuple[str, ...]
+    norms: tuple[str, ...] = ()
+    zeros: tuple[str, ...] = ()
+    gain: float = 1.0
+
+
+class Part(nn.Module):
+    """A module that hands the dtype and the initialisers of its parameters down."""
+
+    @property
+    def initialisers(self) -> dict[str, Any]:
+        """Those of its fields that its submodules have too: param_dtype, kernel_init, bias_init."""
+        names = ("param_dtype", "kernel_init", "bias_init")
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
+    @nn.nowrap
+    def convolution(
+        self, features: int, kernel_size: Any = 1, *, dtype: DTypeLike | None, **fields: Any
+    ) -> Conv:
+        """A `Conv` with its initialisers, over which `fields` prevail."""
+        return Conv(features, kernel_size, dtype=dtype, **{**self.initialisers, **fields})
+
+
+class Mechanism(Part):
+    """A layer that says what it is to whoever places, loads, grafts, folds or shares it.
+
+    Class attributes:
+        role: where it may stand. "recalibrate" and "context" keep the shape of their map,
+            "convolution" replaces one, "head" changes the number of channels.
+        variants: the names of its classmethods that make a reference's form of it.
+        step: of a layer that carries a state from map to map: step(x, carry, train) -> (y, carry),
+            beside `initial_carry(x)`.
+
+    What a class does not override holds as it is here. A Linen class of somebody else's needs no
+    more than a `role`; `declared` reads either kind.
+    """
+
+    role: ClassVar[Role]
+    variants: ClassVar[tuple[str, ...]] = ()
+    step: ClassVar[Callable[..., tuple[Array, Any]] | None] = None
+
+    @property
+    def namings(self) -> Namings:
+        """The renames of each source of weights that names its parameters otherwise."""
+        return {}
+
+    @property
+    def neutral(self) -> Neutral | None:
+        """How it becomes the identity, if it can."""
+        return None
+
+    @property
+    def as_convolution(self) -> AsConvolution | None:
+        """How it takes over a trained convolution, if it can."""
+        return None
+
+    @property
+    def activates(self) -> bool:
+        """Whether it ends in a normalisation and an activation of its own."""
+        return False
+
+    @property
+    def pooled_gate(self) -> Callable[[Array], Array] | None:
+        """Its gate (N, C) -> (N, C), if it is x times that of x's averages and nothing else.
+
+        This is the permission to fold the gate into what stands before and after the layer.
+        """
+        return None
+
+
+_SAYS_NOTHING = Mechanism(parent=None)
+
+
+def declared(layer: nn.Module | type[nn.Module], name: str) -> Any:
+    """What `layer` says under `name`: its own, else `Mechanism`'s default; a role may be None.
+
+    A class can be asked for what `Mechanism` calls class attributes.
+    """
+    return getattr(layer, name, getattr(_SAYS_NOTHING, name, None))
+
+
+def variant(summary: str, **defaults: Any) -> Any:
+    """A classmethod that makes the layer with `defaults`; fields of the caller prevail."""
+
+    def make(cls: type[nn.Module], **fields: Any) -> nn.Module:
+        return cls(**{**defaults, **fields})
+
+    make.__doc__ = summary
+    return classmethod(make)
