@@ -10,9 +10,10 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
+from flaxattn.attention.mechanism import Renames
 from flaxattn.models import MODELS, ResNet, create_model
 from flaxattn.weights.convert import key_of
-from flaxattn.weights.naming import Table, tables
+from flaxattn.weights.naming import tables
 from flaxattn.weights.sources import Checkpoint
 
 
@@ -50,7 +51,7 @@ def _count(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> int:
 
     The evaluation ends with the first that is lacking: of most models, in their first block.
     """
-    namings: list[Table | None] = [None, (), *tables(model).values()]
+    namings: list[Renames | None] = [None, (), *tables(model).values()]
     seen: set[tuple[str, ...]] = set()
 
     def compare(method, args, kwargs, context):
