@@ -21,6 +21,7 @@ test: .venv/test.stamp lint
 test-all: .venv/test.stamp lint
 	$(BIN)/python -m pip install --quiet --editable ".[test,tpu-check]"
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+	FLAXATTN_TEST_AS_USERS=1 $(BIN)/python -m pytest -n 2 tests/attention/test_parity.py
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

@@ -7,118 +7,66 @@ from typing import Any
 
 from flax import linen as nn
 
-from flaxattn.attention.attention_residual import AttentionResidual
-from flaxattn.attention.bam import BAM
-from flaxattn.attention.bilinear_attention import BilinearAttention
-from flaxattn.attention.bottleneck_self_attention import BottleneckSelfAttention
-from flaxattn.attention.cbam import CBAM
-from flaxattn.attention.channel_affinity import ChannelAffinity
-from flaxattn.attention.channel_attention import ChannelAttention
-from flaxattn.attention.cond_conv import CondConv
-from flaxattn.attention.coordinate_attention import CoordinateAttention
-from flaxattn.attention.criss_cross import CrissCross
-from flaxattn.attention.dense_implicit import DenseImplicit
-from flaxattn.attention.double_attention import DoubleAttention
-from flaxattn.attention.dual_attention import DualAttention
-from flaxattn.attention.dynamic_conv import DynamicConv
-from flaxattn.attention.effective_squeeze_excite import EffectiveSqueezeExcite
-from flaxattn.attention.efficient_channel import EfficientChannel
-from flaxattn.attention.efficient_local import EfficientLocal
-from flaxattn.attention.frequency_channel import FrequencyChannel
-from flaxattn.attention.gated_channel import GatedChannel
-from flaxattn.attention.gather_excite import GatherExcite
-from flaxattn.attention.gaussian_context import GaussianContext
-from flaxattn.attention.generalized import GeneralizedAttention
-from flaxattn.attention.global_context import GlobalContext
-from flaxattn.attention.halo import HaloAttention
-from flaxattn.attention.lambda_layer import LambdaLayer
-from flaxattn.attention.large_kernel import LargeKernel
-from flaxattn.attention.large_selective_kernel import LargeSelectiveKernel
-from flaxattn.attention.large_separable_kernel import LargeSeparableKernel
-from flaxattn.attention.linear_context import LinearContext
-from flaxattn.attention.multi_head import MultiHeadAttention
-from flaxattn.attention.non_local import NonLocal
-from flaxattn.attention.normalization_based import NormalizationBased
-from flaxattn.attention.polarized import PolarizedAttention
-from flaxattn.attention.psanet import PSANet
-from flaxattn.attention.pyramid_squeeze import PyramidSqueeze
-from flaxattn.attention.sca_cnn import SCACNN
-from flaxattn.attention.second_order_pooling import SecondOrderPooling
-from flaxattn.attention.selective_kernel import SelectiveKernel
-from flaxattn.attention.self_attention import SelfAttention
-from flaxattn.attention.shared_attention import SharedAttention
-from flaxattn.attention.shuffle_attention import ShuffleAttention
-from flaxattn.attention.simam import SimAM
-from flaxattn.attention.simple_coordinate import SimpleCoordinateAttention
-from flaxattn.attention.simplified_psa import SimplifiedPSA
-from flaxattn.attention.spatial_attention import SpatialAttention
-from flaxattn.attention.spatial_group_enhance import SpatialGroupEnhance
-from flaxattn.attention.split_attention import SplitAttention
-from flaxattn.attention.squeeze_excite import SqueezeExcite
-from flaxattn.attention.strip_attention import StripAttention
-from flaxattn.attention.strip_pooling import StripPooling
-from flaxattn.attention.style_recalibration import StyleRecalibration
-from flaxattn.attention.triplet import TripletAttention
-from flaxattn.attention.window_attention import WindowAttention
+from flaxattn.attention.attention_residual import AttentionResidual as AttentionResidual
+from flaxattn.attention.bam import BAM as BAM
+from flaxattn.attention.bilinear_attention import BilinearAttention as BilinearAttention
+from flaxattn.attention.bottleneck_self_attention import (
+    BottleneckSelfAttention as BottleneckSelfAttention,
+)
+from flaxattn.attention.cbam import CBAM as CBAM
+from flaxattn.attention.channel_affinity import ChannelAffinity as ChannelAffinity
+from flaxattn.attention.channel_attention import ChannelAttention as ChannelAttention
+from flaxattn.attention.cond_conv import CondConv as CondConv
+from flaxattn.attention.coordinate_attention import CoordinateAttention as CoordinateAttention
+from flaxattn.attention.criss_cross import CrissCross as CrissCross
+from flaxattn.attention.dense_implicit import DenseImplicit as DenseImplicit
+from flaxattn.attention.double_attention import DoubleAttention as DoubleAttention
+from flaxattn.attention.dual_attention import DualAttention as DualAttention
+from flaxattn.attention.dynamic_conv import DynamicConv as DynamicConv
+from flaxattn.attention.effective_squeeze_excite import (
+    EffectiveSqueezeExcite as EffectiveSqueezeExcite,
+)
+from flaxattn.attention.efficient_channel import EfficientChannel as EfficientChannel
+from flaxattn.attention.efficient_local import EfficientLocal as EfficientLocal
+from flaxattn.attention.frequency_channel import FrequencyChannel as FrequencyChannel
+from flaxattn.attention.gated_channel import GatedChannel as GatedChannel
+from flaxattn.attention.gather_excite import GatherExcite as GatherExcite
+from flaxattn.attention.gaussian_context import GaussianContext as GaussianContext
+from flaxattn.attention.generalized import GeneralizedAttention as GeneralizedAttention
+from flaxattn.attention.global_context import GlobalContext as GlobalContext
+from flaxattn.attention.halo import HaloAttention as HaloAttention
+from flaxattn.attention.lambda_layer import LambdaLayer as LambdaLayer
+from flaxattn.attention.large_kernel import LargeKernel as LargeKernel
+from flaxattn.attention.large_selective_kernel import LargeSelectiveKernel as LargeSelectiveKernel
+from flaxattn.attention.large_separable_kernel import LargeSeparableKernel as LargeSeparableKernel
+from flaxattn.attention.linear_context import LinearContext as LinearContext
+from flaxattn.attention.multi_head import MultiHeadAttention as MultiHeadAttention
+from flaxattn.attention.non_local import NonLocal as NonLocal
+from flaxattn.attention.normalization_based import NormalizationBased as NormalizationBased
+from flaxattn.attention.polarized import PolarizedAttention as PolarizedAttention
+from flaxattn.attention.psanet import PSANet as PSANet
+from flaxattn.attention.pyramid_squeeze import PyramidSqueeze as PyramidSqueeze
+from flaxattn.attention.sca_cnn import SCACNN as SCACNN
+from flaxattn.attention.second_order_pooling import SecondOrderPooling as SecondOrderPooling
+from flaxattn.attention.selective_kernel import SelectiveKernel as SelectiveKernel
+from flaxattn.attention.self_attention import SelfAttention as SelfAttention
+from flaxattn.attention.shared_attention import SharedAttention as SharedAttention
+from flaxattn.attention.shuffle_attention import ShuffleAttention as ShuffleAttention
+from flaxattn.attention.simam import SimAM as SimAM
+from flaxattn.attention.simple_coordinate import (
+    SimpleCoordinateAttention as SimpleCoordinateAttention,
+)
+from flaxattn.attention.simplified_psa import SimplifiedPSA as SimplifiedPSA
+from flaxattn.attention.spatial_attention import SpatialAttention as SpatialAttention
+from flaxattn.attention.spatial_group_enhance import SpatialGroupEnhance as SpatialGroupEnhance
+from flaxattn.attention.split_attention import SplitAttention as SplitAttention
+from flaxattn.attention.squeeze_excite import SqueezeExcite as SqueezeExcite
+from flaxattn.attention.strip_attention import StripAttention as StripAttention
+from flaxattn.attention.strip_pooling import StripPooling as StripPooling
+from flaxattn.attention.style_recalibration import StyleRecalibration as StyleRecalibration
+from flaxattn.attention.triplet import TripletAttention as TripletAttention
+from flaxattn.attention.window_attention import WindowAttention as WindowAttention
 from flaxattn.errors import InputError, unknown
-
-__all__ = [
-    "ATTENTION",
-    "BAM",
-    "CBAM",
-    "SCACNN",
-    "AttentionResidual",
-    "BilinearAttention",
-    "BottleneckSelfAttention",
-    "ChannelAffinity",
-    "ChannelAttention",
-    "CondConv",
-    "CoordinateAttention",
-    "CrissCross",
-    "DenseImplicit",
-    "DoubleAttention",
-    "DualAttention",
-    "DynamicConv",
-    "EffectiveSqueezeExcite",
-    "EfficientChannel",
-    "EfficientLocal",
-    "FrequencyChannel",
-    "GatedChannel",
-    "GatherExcite",
-    "GaussianContext",
-    "GeneralizedAttention",
-    "GlobalContext",
-    "HaloAttention",
-    "LambdaLayer",
-    "LargeKernel",
-    "LargeSelectiveKernel",
-    "LargeSeparableKernel",
-    "LinearContext",
-    "MultiHeadAttention",
-    "NonLocal",
-    "NormalizationBased",
-    "PSANet",
-    "PolarizedAttention",
-    "PyramidSqueeze",
-    "SecondOrderPooling",
-    "SelectiveKernel",
-    "SelfAttention",
-    "SharedAttention",
-    "ShuffleAttention",
-    "SimAM",
-    "SimpleCoordinateAttention",
-    "SimplifiedPSA",
-    "SpatialAttention",
-    "SpatialGroupEnhance",
-    "SplitAttention",
-    "SqueezeExcite",
-    "StripAttention",
-    "StripPooling",
-    "StyleRecalibration",
-    "TripletAttention",
-    "WindowAttention",
-    "create_attention",
-]
 
 ATTENTION: dict[str, Callable[..., nn.Module]] = {
     "bam": BAM,
@@ -220,7 +168,7 @@ def create_attention(name: str, *, variant: str | None = None, **fields: Any) ->
 def require_name(name: str) -> None:
     """InputError unless `name` is a key of `ATTENTION`; of psa, which it could be."""
     if name == "psa":
-        offered = [f"{name} ({meaning})" for name, meaning in _PSA.items() if name in ATTENTION]
+        offered = [f"{name} ({meaning})" for name, meaning in _PSA.items()]
         raise InputError(
             f"'psa' could be any of three papers' layers, psanet, pyramid_squeeze and polarized, "
             f"or an article's simplification: use {' or '.join(offered)}."

@@ -104,7 +104,7 @@ class BilinearAttention(Mechanism):
     def __call__(self, x: Array, train: bool = False) -> Array:
         require_maps(x)
         if not 0 <= self.drop_rate <= 1:
-            raise InputError(f"drop_rate={self.drop_rate} is no probability: use 0 to 1.")
+            raise InputError(f"drop_rate={self.drop_rate} must be a probability: use 0 to 1.")
         _, height, width, features = x.shape
         require_divisor("block_size", self.block_size, height, width)
         hidden = reduced_features(features, self.reduction, divisor=self.divisor, round_limit=0.9)

@@ -33,7 +33,7 @@ class BottleneckSelfAttention(Mechanism):
     Sows the maps (N, num_heads, HW, HW), whose rows sum to one.
 
     Fields:
-        features: channels of the answer, and of the values of all heads together.
+        features: channels of the output, and of the values of all heads together.
         strides: of the average pooling behind the attention.
         num_heads: heads, a divisor of `features`.
         qk_ratio: channels of all queries over `features`, rounded to multiples of 8 as timm does.

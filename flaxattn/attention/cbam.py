@@ -76,14 +76,7 @@ class CBAM(Mechanism):
     norm: Callable[..., nn.Module] | None = None
 
     role = "recalibrate"
-    variants = (
-        "paper",
-        "article_s0",
-        "article_s2",
-        "official",
-        "timm",
-        "light",
-    )
+    variants = ("paper", "article_s0", "article_s2", "official", "timm", "light")
     namings = {
         "article_s0": (("ca", "channel"), ("sa.conv1", "spatial.conv")),
         "article_s2": (

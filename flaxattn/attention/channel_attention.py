@@ -28,7 +28,7 @@ from flaxattn.layers.widths import reduced_features
 def l2_pool(x: Array) -> Array:
     """Euclidean norm over the map: (N, H, W, C) -> (N, C), float32 or wider.
 
-    Its gradient is 0 for a channel that is 0 everywhere, where torch's lp_pool2d answers NaN.
+    Its gradient is 0 for a channel that is 0 everywhere, where torch's lp_pool2d returns NaN.
     """
     return safe_sqrt(jnp.sum(jnp.square(x.astype(at_least_float32(x.dtype))), axis=(1, 2)))
 
@@ -96,7 +96,7 @@ class ChannelAttention(Mechanism):
         "timm": (),
     }
 
-    article_s0 = variant("Article 0's ChannelAttention: answers the gate.", output="gate")
+    article_s0 = variant("Article 0's ChannelAttention: returns the gate.", output="gate")
     official = variant("The authors' ChannelGate: biases.", use_bias=True)
     timm = variant(
         "timm's ChannelAttn: no biases; the hidden width is rounded to the nearest, at least 1.",

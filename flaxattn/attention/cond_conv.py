@@ -34,7 +34,7 @@ class CondConv(Mechanism):
     to each call instead, and these layers have no routing_fn of their own.
 
     Fields:
-        features: channels of the answer.
+        features: channels of the output.
         kernel_size, strides, padding, dilation, groups: of the convolution; as `Conv` it keeps the
             size at stride 1 without `padding`.
         num_experts: E.
@@ -44,8 +44,8 @@ class CondConv(Mechanism):
     Biases start at zero, where timm draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
     Raises InputError for an even kernel without padding, a kernel larger than the padded map, sizes
-    that are no integers or too small, groups that do not divide the channels, no expert at all, and
-    a `routing` of another shape.
+    that are not integers or too small, groups that do not divide the channels, no expert, and a
+    `routing` of another shape.
     """
 
     features: int

@@ -38,7 +38,7 @@ class CoordinateAttention(Mechanism):
         minimum: of m.
         divisor: if given, m is C / reduction rounded to a multiple of it, at least one multiple.
         use_bias: biases in the three convolutions.
-        skip: answer x + y.
+        skip: return x + y.
         dtype: of the gates' arithmetic, if wider than float32.
         norm: of the shared layer, called as norm(dtype=..., param_dtype=..., name="bn1")(f, train),
             or None.

@@ -63,7 +63,7 @@ class DoubleAttention(Mechanism):
     def xmu(cls, **fields) -> "DoubleAttention":
         """xmu-xiaoma666's External-Attention-pytorch as meant: x is not added.
 
-        Its softmaxes name no axis and run over the batch, so that a sample's answer depends on the
+        Its softmaxes name no axis and run over the batch, so that a sample's output depends on the
         others beside it; here they run over positions and descriptors.
         """
         return cls(**{"residual": False, "kernel_init": kaiming_fan_out, **fields})

@@ -108,10 +108,10 @@ class DualAttention(Mechanism):
     def __call__(self, x: Array, train: bool = False) -> Array:
         require_maps(x)
         if not 0 <= self.drop_rate <= 1:
-            raise InputError(f"drop_rate={self.drop_rate} is no probability: use 0 to 1.")
+            raise InputError(f"drop_rate={self.drop_rate} must be a probability: use 0 to 1.")
         for name, strength in (("alpha", self.alpha), ("beta", self.beta)):
             if not 0 <= strength <= 1:
-                raise InputError(f"{name}={strength} is no strength: use 0 to 1.")
+                raise InputError(f"{name}={strength} must be a strength: use 0 to 1.")
         features = x.shape[-1]
         hidden = reduced_features(features, self.reduction)
         dtype = self.dtype or x.dtype

@@ -36,10 +36,10 @@ class DynamicConv(Mechanism):
     a new compilation; where the call has none, as in a backbone's slot, the field holds:
 
         step = jax.jit(lambda v, x, tau: layer.apply(v, x, train=True, temperature=tau))
-        answer = step(variables, x, temperature_at(epoch))
+        output = step(variables, x, temperature_at(epoch))
 
     Fields:
-        features: channels of the answer.
+        features: channels of the output.
         kernel_size, strides, dilation, groups: of the convolution.
         num_kernels: K.
         reduction: C / h; h is rounded down.
@@ -51,7 +51,7 @@ class DynamicConv(Mechanism):
     Deviations: no code of the authors was found, and the paper does not say which layers of the
     attention have biases: they are the port's. Biases start at zero.
 
-    Raises InputError for an even kernel, sizes that are no integers or below one, groups that do
+    Raises InputError for an even kernel, sizes that are not integers or below one, groups that do
     not divide the channels, no kernel at all, a temperature that is not positive, and where
     `reduction` leaves no channel.
     """

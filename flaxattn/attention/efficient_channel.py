@@ -38,7 +38,7 @@ class EfficientChannel(ChannelGate):
         kernel_size: k, odd; None for the rule above, with the fraction cut and an even number
             raised by one: 1 below 8 channels, 3 below 128, 5 below 2048, 7 below 32768.
         gamma, b: of that rule.
-        min_kernel_size: what the rule answers at least.
+        min_kernel_size: what the rule gives at least.
         padding: "zeros" beyond the first and the last channel, or "circular": they are neighbours.
         reduction: if given, timm's experiment s = sigmoid(conv2_k(relu(conv_1(z)))), between whose
             convolutions each channel has h = C / reduction values, rounded to a multiple of 8.
@@ -67,14 +67,7 @@ class EfficientChannel(ChannelGate):
     kernel_init: Initializer = torch_default
     bias_init: Initializer = nn.initializers.zeros
 
-    variants = (
-        "article_s0",
-        "article_s2",
-        "official",
-        "timm",
-        "timm_mlp",
-        "circular",
-    )
+    variants = ("article_s0", "article_s2", "official", "timm", "timm_mlp", "circular")
     namings = {
         "articles": (),
         "official": (),

@@ -51,7 +51,7 @@ class EfficientLocal(Mechanism):
         shared: one convolution and one norm for rows and columns.
         activation: between norm and sigmoid, or None.
         use_bias: biases in the convolutions.
-        skip: answer x + y.
+        skip: return x + y.
         dtype: of the gates' arithmetic, if wider than float32.
 
     Its authors released no code. That rows and columns share their weights, and the names of these,

@@ -56,14 +56,14 @@ class GatherExcite(Mechanism):
         reduction: C / h; h is rounded down.
         divisor: if given, h is C / reduction rounded to a multiple of it, at least one multiple.
         dtype: of the 3x3 convolutions, and of the gates if wider than float32.
-        norm: what normalises the convolutions' answers.
+        norm: what normalises the convolutions' outputs.
 
     Deviations: the authors published networks of global extent only, and use their order of layers
     at every extent here. They draw the gathering kernels from N(0, 2 / fan_in) and the MLP's from
-    N(0, 0.01^2). timm pads the convolution over the map to answer a map; that one is not here.
+    N(0, 0.01^2). timm pads the convolution over the map to return a map; that one is not here.
     Biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
-    Raises InputError for an unknown `gather`, an `extent` that is no power of two, a `reduction`
+    Raises InputError for an unknown `gather`, an `extent` that is not a power of two, a `reduction`
     that leaves no channel, a map of another size than the kernel that gathers it, and, where the
     convolution over the map gathers, for a single sample in train mode (see `BatchNorm`).
     """
@@ -113,8 +113,8 @@ class GatherExcite(Mechanism):
             raise unknown("gather", self.gather, _GATHERS)
         if self.extent < 0 or self.extent == 1 or self.extent & (self.extent - 1):
             raise InputError(
-                f"extent={self.extent} is no power of two above one: use 2, 4 or 8, or 0 for the "
-                f"whole map."
+                f"extent={self.extent} must be a power of two above one: use 2, 4 or 8, or 0 for "
+                f"the whole map."
             )
         features = x.shape[-1]
         wide = at_least_float32(self.dtype or x.dtype)

@@ -80,8 +80,8 @@ class GaussianContext(ChannelGate):
         low, high = self.width if isinstance(self.width, Sequence) else (self.width, self.width)
         if not 0 < low <= high:
             raise InputError(
-                f"width={self.width} is no width of a Gaussian: use a number above zero, such as "
-                f"2.0, or two in order, such as (1.0, 4.0)."
+                f"width={self.width} must be the width of a Gaussian: use a number above zero, "
+                f"such as 2.0, or two in order, such as (1.0, 4.0)."
             )
         if not isinstance(self.width, Sequence):
             return jnp.full((1, 1), low, dtype)

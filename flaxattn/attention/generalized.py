@@ -53,7 +53,7 @@ class GeneralizedAttention(Mechanism):
         num_heads: heads. Where it does not divide C, the last C - heads * d channels are unused.
         position_embedding_dim: P, or None for C.
         position_magnitude: multiplies all distances.
-        q_stride: attend at every so many-th row and column only, and resize the answer bilinearly.
+        q_stride: attend at every so many-th row and column only, and resize the output bilinearly.
         kv_stride: take keys and values from every so many-th row and column only.
         query_chunk: positions whose weights exist at one time, or None for all of them (see
             `attend`).
@@ -203,8 +203,8 @@ class GeneralizedAttention(Mechanism):
         size = features if self.position_embedding_dim is None else self.position_embedding_dim
         if size < 4 or size % 4:
             raise InputError(
-                f"{size} is no multiple of 4, and sines and cosines of rows and of columns share "
-                f"it evenly: set position_embedding_dim to one, such as {max(4, size // 4 * 4)}."
+                f"{size} must be a multiple of 4, which sines and cosines of rows and of columns "
+                f"share evenly: set position_embedding_dim to one, such as {max(4, size // 4 * 4)}."
             )
         there = np.arange(length)[:, None] * self.q_stride
         distance = (there - np.arange(kv_length) * self.kv_stride) * self.position_magnitude

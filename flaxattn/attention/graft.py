@@ -19,7 +19,7 @@ class Graft(Mechanism):
     names, and `mix` (). In the first form the last layer before each gate starts at zero, and its
     gradient does not vanish; in the second `mix` moves first, and all else from the second step on.
 
-    With the first form a pretrained network with SE after every block answers 2 sigmoid(0) x = x,
+    With the first form a pretrained network with SE after every block computes 2 sigmoid(0) x = x,
     bit for bit. Freshly drawn, a gate would halve every residual branch.
     """
 

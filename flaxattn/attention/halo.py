@@ -38,14 +38,14 @@ class HaloAttention(Mechanism):
     in the softmax with the energy of their relative position alone, and add nothing to the mean.
 
     Fields:
-        features: channels of the answer, and of the values of all heads together.
+        features: channels of the output, and of the values of all heads together.
         strides: of the queries: every strides-th position of a block asks.
         num_heads: heads, a divisor of `features`.
         block_size, halo_size: of the blocks, which must tile the map, and of what is around each.
         qk_ratio: channels of all queries over `features`, rounded to multiples of 8 as timm does.
         key_features: d, if given; then `qk_ratio` is not used.
         qkv_bias: biases in both projections.
-        average_down: stride by average pooling of the answer instead; also done where `strides`
+        average_down: stride by average pooling of the output instead; also done where `strides`
             does not divide `block_size`.
         scale_pos_embed: whether 1 / sqrt(d) scales the relative energies too.
 

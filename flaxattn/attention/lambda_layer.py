@@ -42,7 +42,7 @@ class LambdaLayer(Mechanism):
     Sows the normalised keys (N, H, W, k), which sum to one over the map.
 
     Fields:
-        features: channels of the answer.
+        features: channels of the output.
         strides: of the average pooling behind it.
         num_heads: queries of a position, a divisor of `features`.
         key_features: k, the paper's |k|.

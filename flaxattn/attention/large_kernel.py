@@ -31,7 +31,7 @@ class LargeKernel(Mechanism):
     (7, 7, 1, C), conv1 kernel (1, 1, C, C), and their biases. Sows a.
 
     VAN's block has a 1x1 convolution and GELU before this layer, and a 1x1 convolution and a
-    shortcut after it; they are no part of it.
+    shortcut after it; they are not part of it.
 
     Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
     """

@@ -37,7 +37,7 @@ class MultiHeadAttention(Mechanism):
     Sows the maps (N, num_heads, HW, HW), whose rows sum to one.
 
     Called with `mask`, (N, HW) booleans, every position attends only to those where it is True,
-    such as those that are no padding; where none is True, to all of them alike.
+    such as those that are not padding; where none is True, to all of them alike.
 
     Fields:
         num_heads: heads, a divisor of C.

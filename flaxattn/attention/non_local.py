@@ -71,7 +71,7 @@ class NonLocal(Mechanism):
         out_bias: a bias in W.
         query_chunk: positions whose weights exist at one time, or None for all of them: with it
             memory grows with the number of positions instead of its square (see `attend`).
-        norm: what normalises W's answer, or None; called as
+        norm: what normalises W's output, or None; called as
             norm(dtype=..., param_dtype=..., name="bn")(y, train). Its scale should start at zero.
 
     Deviations: biases start at zero, where torch draws them from U(-1/sqrt(fan_in),

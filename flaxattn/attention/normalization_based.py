@@ -1,4 +1,4 @@
-"""Normalisation-based attention: batch norm's own scales weigh its answer, which gates x."""
+"""Normalisation-based attention: batch norm's own scales weigh its output, which gates x."""
 
 from collections.abc import Callable
 
@@ -43,7 +43,7 @@ class NormalizationBased(Mechanism):
 
     The weights pass no gradient to the scales, as in the authors' code; through bn2(x) they get
     theirs. All weights are about 1 / C, so at first the gates lie near 1/2. Deviation: scales that
-    are all zero give weights of zero, where the authors' code answers NaN.
+    are all zero give weights of zero, where the authors' code returns NaN.
 
     Raises InputError, from BatchNorm, for one sample of one position in train mode, and with
     `spatial` on a map of another size than the layer was initialised with.

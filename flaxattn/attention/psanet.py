@@ -27,7 +27,7 @@ DIRECTIONS = {
 
 
 class PSANet(Mechanism):
-    """A head that answers x and, beside it, `features` channels of collected, distributed context.
+    """A head that returns x and, beside it, `features` channels of collected, distributed context.
 
     In each branch a position p predicts a logit l_p[q - p] for every other position q by its
     offset, from h_p = relu(norm(reduce(x)))_p alone; with t the target and s a source,
@@ -49,7 +49,7 @@ class PSANet(Mechanism):
     proj_1. Sows the weights a of each branch: {"collect": (N, targets, sources), ...}.
 
     Fields:
-        features: channels beside x's; the paper takes C, so that the answer has 2C.
+        features: channels beside x's; the paper takes C, so that the output has 2C.
         hidden: m.
         direction: "collect", "distribute" or "both".
         compact: predict a logit for each absolute position q instead of each offset q - p: a

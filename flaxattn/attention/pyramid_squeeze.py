@@ -40,12 +40,12 @@ class PyramidSqueeze(Mechanism):
     between 0.11 and 0.48 of a channel.
 
     Fields:
-        features: channels of the answer, a multiple of S. With the other defaults 64 at least.
+        features: channels of the output, a multiple of S. With the other defaults 64 at least.
         strides: of all convolutions.
         kernel_sizes: one odd size for each branch.
         groups: one number for each branch, or one for all.
         reduction: features / S / h; h is rounded down.
-        reverse: the last branch's answer first. The released code puts each branch in front of
+        reverse: the last branch's output first. The released code puts each branch in front of
             those before it, and its weights want that order.
 
     Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).

@@ -55,7 +55,7 @@ class SelectiveKernel(Mechanism):
         | article_s2 | 3x3, 5x5, dense, with biases | C / 16              | nothing                |
 
     Fields:
-        features: channels of the answer.
+        features: channels of the output.
         strides: of all convolutions.
         kernel_sizes: one odd size for each branch; (3, 5, 7) makes three of them.
         dilated: take 3x3 kernels, dilated to the extent of the larger sizes, as the paper does.
@@ -170,11 +170,11 @@ class SelectiveKernel(Mechanism):
         if self.dilated and max(self.kernel_sizes) > 3:
             raise InputError(
                 f"dilated=True: the 3x3 kernels of kernel_sizes={tuple(self.kernel_sizes)} cannot "
-                f"answer as one that is not dilated: use dilated=False."
+                f"compute a convolution that is not dilated: use dilated=False."
             )
         if not self.softmax:
             raise InputError(
-                "softmax=False: branches whose weights do not sum to one cannot answer as one "
+                "softmax=False: branches whose weights do not sum to one cannot compute one "
                 "convolution: use softmax=True."
             )
         branches = [f"paths_{i}" for i in range(len(self.kernel_sizes))]

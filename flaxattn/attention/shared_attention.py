@@ -18,7 +18,7 @@ class SharedAttention(nn.Module):
         y_k, carry_k = layer.step(x_k, carry_k-1)   for a layer that has a `step`, as DenseImplicit
 
     Maps [(N, H_k, W_k, C), ...], such as the levels of a pyramid, -> a list of as many maps, each
-    as the layer answers it. The variables are the layer's own, once and with no name around them,
+    as the layer returns it. The variables are the layer's own, once and with no name around them,
     so its weights load as into the layer alone. Gradients sum over the maps, a batch norm's running
     statistics move once for each, and what the layer sows is a tuple with an entry for each.
 
@@ -46,21 +46,21 @@ class SharedAttention(nn.Module):
             raise InputError(f"{given} given: pass a sequence of one map (N, H, W, C) or more.")
         layer = self.layer()
         nn.share_scope(self, layer)
-        answers: list[Array] = []
+        outputs: list[Array] = []
         carry = None
         for x in maps:
             try:
                 y, carry = apply_next(layer, x, carry, train)
             except errors.ScopeParamShapeError as error:
-                if not answers:
+                if not outputs:
                     raise  # these weights fit no map: they are another layer's
                 raise InputError(
                     f"{type(layer).__name__} has weights for maps of {maps[0].shape[-1]} channels, "
                     f"as the first of {maps[0].shape} is, and cannot share them with one of "
                     f"{x.shape}: bring the maps to equal channels, or give each a layer of its own."
                 ) from error
-            answers.append(y)
-        return answers
+            outputs.append(y)
+        return outputs
 
 
 def apply_next(layer: Any, x: Array, carry: Any, train: bool) -> tuple[Array, Any]:

@@ -32,10 +32,10 @@ class SimAM(Mechanism):
         e_lambda: lambda, above zero; it keeps a constant channel's gate at sigmoid(1/2).
         dtype: of the gate's arithmetic, if wider than float32.
 
-    The authors' ResNets have it on the 3x3 convolution's answer, before its norm. Deviation: the
+    The authors' ResNets have it on the 3x3 convolution's output, before its norm. Deviation: the
     paper writes HW for HW - 1, its code does not.
 
-    Raises InputError for a map of one position, where the authors' code answers NaN, and for a
+    Raises InputError for a map of one position, where the authors' code returns NaN, and for a
     lambda that is not above zero.
     """
 

@@ -33,7 +33,7 @@ class SimpleCoordinateAttention(Mechanism):
         reduction: C / m; timm's default is 2/3 of C / 4.
         divisor: m is rounded to a multiple of it, at least one multiple; None rounds m down.
         use_bias: biases in the three layers.
-        skip: answer x + y.
+        skip: return x + y.
         dtype: of the gate's arithmetic, if wider than float32.
 
     Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).

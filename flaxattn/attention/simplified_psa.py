@@ -16,7 +16,7 @@ REPAIRS = ("gather", "mix")
 
 
 class SimplifiedPSA(Mechanism):
-    """Collect and distribute without a point-to-point mask; answers `features` channels.
+    """Collect and distribute without a point-to-point mask; returns `features` channels.
 
     After article 0's PSAModule, which it presents as a simplified PSANet (Zhao, Zhang, Liu, Shi,
     Loy, Lin, Jia, "PSANet: Point-wise Spatial Attention Network for Scene Parsing", ECCV 2018).
@@ -43,7 +43,7 @@ class SimplifiedPSA(Mechanism):
     biases.
 
     Fields:
-        features: channels of the answer.
+        features: channels of the output.
         repair: "gather", "mix" or None.
 
     Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).

@@ -56,7 +56,7 @@ class SpatialAttention(Mechanism):
         average_pools: give the convolution their mean as its only channel instead.
         depthwise: convolve each pool by itself, then weigh the two by a 1x1 convolution.
         output: "scaled" for y; "gate" for sigmoid(l); "silu" for sigmoid(l) * l, what article 1
-            answers because its code overwrites x with l (its comment names y as the intent).
+            returns because its code overwrites x with l (its comment names y as the intent).
         dtype: of the gate's arithmetic, if wider than float32.
         norm: what normalises l, such as BatchNorm; called as
             norm(dtype=..., param_dtype=..., name="bn")(l, train).
@@ -80,14 +80,7 @@ class SpatialAttention(Mechanism):
     norm: Callable[..., nn.Module] | None = None
 
     role = "recalibrate"
-    variants = (
-        "article_s0",
-        "article_s1",
-        "official",
-        "timm",
-        "light",
-        "separable",
-    )
+    variants = ("article_s0", "article_s1", "official", "timm", "light", "separable")
     namings = {
         "article_s0": (("conv1", "conv"),),
         "article_s1": (),
@@ -95,7 +88,7 @@ class SpatialAttention(Mechanism):
         "timm": (("conv.conv", "conv"), ("conv.bn", "bn")),
     }
 
-    article_s0 = variant("Article 0's SpatialAttention: answers the gate.", output="gate")
+    article_s0 = variant("Article 0's SpatialAttention: returns the gate.", output="gate")
     article_s1 = variant(
         "Article 1's SpatialAttention as written: SiLU(l), one channel, x itself is lost.",
         output="silu",
@@ -119,7 +112,7 @@ class SpatialAttention(Mechanism):
         """CBAM's spatial attention with a depthwise separable convolution.
 
         Article 1 says that CBAM has one; no paper and no released code does. It saves nothing: for
-        two pools and one answer it has 2 k^2 + 2 weights instead of 2 k^2, 100 against 98 at k = 7,
+        two pools and one output it has 2 k^2 + 2 weights instead of 2 k^2, 100 against 98 at k = 7,
         and as much more work. It is the same family of functions, for the dense kernel is the
         depthwise one times the pointwise one.
         """

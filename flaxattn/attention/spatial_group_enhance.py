@@ -42,7 +42,7 @@ class SpatialGroupEnhance(Mechanism):
         bias_init: of bias.
 
     Raises InputError for groups that do not divide C, and for maps of one position, which have no
-    such deviation; torch then answers NaN.
+    such deviation; torch then returns NaN.
     """
 
     groups: int = 64

@@ -21,7 +21,7 @@ from flaxattn.layers.widths import reduced_features
 
 
 class SplitAttention(Mechanism):
-    """Split attention: a grouped convolution answers several splits, mixed channel by channel.
+    """Split attention: a grouped convolution gives several splits, mixed channel by channel.
 
         u_1 ... u_R = relu(bn0(conv(x)))             conv in groups * R groups
         z   = mean_hw sum_r u_r                      (Eq. 1)
@@ -43,7 +43,7 @@ class SplitAttention(Mechanism):
     normalisation and ReLU after the convolution too.
 
     Fields:
-        features: channels of the answer.
+        features: channels of the output.
         kernel_size, strides, dilation: of the convolution.
         groups: the cardinality, of every layer; each split has so many groups. A split reads its
             own part of the channels of x, for they are groups of one convolution.

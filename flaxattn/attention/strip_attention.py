@@ -30,7 +30,7 @@ class StripAttention(Mechanism):
     Fields:
         kernel_size: k, odd, or None for no convolutions, and so no parameters.
         use_bias: biases in the convolutions.
-        skip: answer x + y.
+        skip: return x + y.
         dtype: of the gate's arithmetic, if wider than float32.
 
     Raises InputError for an even kernel.

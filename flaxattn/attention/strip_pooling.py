@@ -34,7 +34,7 @@ class StripPooling(Mechanism):
         kernel_size: k, odd.
         norm: of both strips, called as norm(dtype=..., param_dtype=..., name="bn1")(u, train).
 
-    This is the authors' SPBlock with as many channels out as in. It answers the gate alone and
+    This is the authors' SPBlock with as many channels out as in. It returns the gate alone and
     their bottleneck multiplies. Their mixed pooling module, which pools strips too, is a head.
 
     Deviation: the bias starts at zero, where torch draws it from U(-1/sqrt(C), 1/sqrt(C)).

@@ -44,9 +44,9 @@ class StyleRecalibration(Mechanism):
             norm(dtype=..., param_dtype=..., name="bn")(z, train).
 
     The variance is unbiased, as in the authors' code. Deviation: without an `epsilon` the gradient
-    of a constant channel's deviation is 0, where torch answers NaN.
+    of a constant channel's deviation is 0, where torch returns NaN.
 
-    Raises InputError for a map of one position, where the authors' code answers NaN, and, from
+    Raises InputError for a map of one position, where the authors' code returns NaN, and, from
     BatchNorm, for one sample in train mode.
     """
 

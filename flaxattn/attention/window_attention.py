@@ -151,8 +151,8 @@ class WindowAttention(Mechanism):
             return self.num_heads
         if features % HEAD_FEATURES:
             raise InputError(
-                f"num_heads=None makes heads of {HEAD_FEATURES} channels, and {features} are no "
-                f"multiple of that: give num_heads, a divisor of {features}."
+                f"num_heads=None makes heads of {HEAD_FEATURES} channels, and {features} are not "
+                f"a multiple of that: give num_heads, a divisor of {features}."
             )
         return features // HEAD_FEATURES
 

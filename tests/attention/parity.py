@@ -4,7 +4,7 @@ Each test_<mechanism>.py lists its `Case`s as CASES, and test_parity.py runs `ch
 every parameter and running statistic is drawn at random; compared are, in eval and in train mode,
 the answer, the gradients of input and of parameters, and the running statistics after the step.
 Each error is relative to the largest value that torch has, and goes into the table that pytest
-prints at the end and writes to reports/parity.md.
+prints at the end.
 """
 
 import math

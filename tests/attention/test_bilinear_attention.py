@@ -169,7 +169,7 @@ def test_bfloat16():
         ({"block_size": 4, "groups": 3}, "groups=3 must divide the 16 channels"),
         ({"block_size": 4, "groups": 0}, "groups=0 must divide"),
         ({"block_size": 4, "reduction": 64}, "reduction=64 leaves no channel of 32"),
-        ({"block_size": 4, "drop_rate": 1.5}, "drop_rate=1.5 is no probability"),
+        ({"block_size": 4, "drop_rate": 1.5}, "drop_rate=1.5 must be a probability"),
     ],
 )
 def test_refuses(fields, sentence, x):

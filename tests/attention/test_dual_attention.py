@@ -179,9 +179,9 @@ def test_only_the_articles_initialiser_saturates_the_spatial_gate():
     [
         (DualAttention(), "reduction=8 leaves no channel of 4"),
         (DualAttention.lite(), "reduction=16 leaves no channel of 4"),
-        (DualAttention(reduction=2, drop_rate=1.5), "drop_rate=1.5 is no probability"),
-        (DualAttention(alpha=1.5), "alpha=1.5 is no strength: use 0 to 1"),
-        (DualAttention(beta=-0.1), "beta=-0.1 is no strength"),
+        (DualAttention(reduction=2, drop_rate=1.5), "drop_rate=1.5 must be a probability"),
+        (DualAttention(alpha=1.5), "alpha=1.5 must be a strength: use 0 to 1"),
+        (DualAttention(beta=-0.1), "beta=-0.1 must be a strength"),
     ],
 )
 def test_refuses(layer, sentence):

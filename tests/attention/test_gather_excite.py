@@ -179,9 +179,9 @@ def test_parameter_counts():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"extent": 6}, "extent=6 is no power of two above one: use 2, 4 or 8, or 0"),
-        ({"extent": 1}, "extent=1 is no power of two"),
-        ({"extent": -2}, "extent=-2 is no power of two"),
+        ({"extent": 6}, "extent=6 must be a power of two above one: use 2, 4 or 8, or 0"),
+        ({"extent": 1}, "extent=1 must be a power of two"),
+        ({"extent": -2}, "extent=-2 must be a power of two"),
         ({"gather": "max"}, "unknown gather 'max'"),
         ({"mlp": True, "reduction": 64}, "reduction=64 leaves no channel of 32"),
     ],

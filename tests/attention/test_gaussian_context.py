@@ -71,8 +71,8 @@ def test_gate_is_the_call_without_pooling_and_multiplication():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"width": 0.0}, "width=0.0 is no width of a Gaussian"),
-        ({"width": (4.0, 1.0)}, r"width=\(4.0, 1.0\) is no width of a Gaussian"),
+        ({"width": 0.0}, "width=0.0 must be the width of a Gaussian"),
+        ({"width": (4.0, 1.0)}, r"width=\(4.0, 1.0\) must be the width of a Gaussian"),
         ({"epsilon": 0.0}, "epsilon=0.0 and variance_epsilon=0.0 must not be below zero, nor both"),
         ({"epsilon": -1.0, "variance_epsilon": 2.0}, "epsilon=-1.0 and variance_epsilon=2.0 must"),
     ],

@@ -130,7 +130,7 @@ def test_bfloat16_does_not_round_the_energies_of_position():
         ({"num_heads": 17}, "num_heads=17 leaves no channel of 16"),
         ({"num_heads": 0}, "num_heads=0 is below one"),
         ({"kv_stride": 0}, "kv_stride=0 is below one"),
-        ({"position_embedding_dim": 6}, "6 is no multiple of 4.*such as 4"),
+        ({"position_embedding_dim": 6}, "6 must be a multiple of 4.*such as 4"),
         ({"query_chunk": 0}, "query_chunk=0 is below one"),
     ],
 )

@@ -162,5 +162,5 @@ def test_refuses(fields, sentence, x):
 
 
 def test_refuses_channels_that_are_no_heads_of_32():
-    with pytest.raises(InputError, match="heads of 32 channels, and 48 are no multiple"):
+    with pytest.raises(InputError, match="heads of 32 channels, and 48 are not a multiple"):
         WindowAttention().init(jax.random.key(0), jnp.zeros((1, 7, 7, 48)))

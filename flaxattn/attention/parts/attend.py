@@ -71,5 +71,5 @@ def attend(
         return mean(weights(*(array[..., None, :] for array in of_query)))[..., 0, :]
 
     queries = tuple(jnp.moveaxis(array, -2, 0) for array in (query, *offsets))
-    answers = lax.map(one, queries, batch_size=min(query_chunk, query.shape[-2]))
-    return jnp.moveaxis(answers, 0, -2)
+    outputs = lax.map(one, queries, batch_size=min(query_chunk, query.shape[-2]))
+    return jnp.moveaxis(outputs, 0, -2)

@@ -22,7 +22,7 @@ class RelativePosition(nn.Module):
     Bello, Zoph, Vaswani, Shlens, Le, "Attention Augmented Convolutional Networks", ICCV 2019,
     arXiv:1904.09925.
 
-    Takes queries (N, ..., h, w, d) and the size (H, W) of the map of keys, and answers the two
+    Takes queries (N, ..., h, w, d) and the size (H, W) of the map of keys, and returns the two
     terms, (N, ..., h * w, H) and (N, ..., h * w, W), in float32 or wider: `attend` adds them.
     Parameters: height_rel (2H - 1, d) and width_rel (2W - 1, d), from N(0, 1 / d).
 
