@@ -22,10 +22,10 @@ class _Absent(Exception):
 
 
 def likeliest(tensors: Mapping[str, np.ndarray], used: int, checkpoint: Checkpoint) -> str | None:
-    """The model of more than half of `tensors`, and of more than `used`; None if there is none.
+    """The model that has more than half of `tensors`, and more than `used`; None if none has.
 
-    The checkpoint's config and path say what to try first. Where models have equal tensors, MODELS
-    has the plain one first.
+    What the checkpoint's config and path name is tried first. Of models with equal tensors the
+    plain one stands first in MODELS.
     """
     stated = checkpoint.config.get("architecture")
     if isinstance(stated, str) and stated not in MODELS:

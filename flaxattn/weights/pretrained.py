@@ -32,9 +32,9 @@ class Pretrained(NamedTuple):
     Fields:
         variables: of the module, as NumPy arrays.
         fresh: the submodules that were newly initialised, such as "fc" or "layer1_0/se".
-        left_out: the checkpoint's tensors that have no place in the module: an old head's.
-        naming: whose names the checkpoint has: "own" (torchvision's and timm's, as far as they
-            need no renames), a source in `module.namings`, "flax" or "table".
+        left_out: the keys of the old head, which has no place in the module.
+        naming: whose names the checkpoint has: a source in `module.namings`; "own", the names of
+            the module itself; "flax", the paths of Flax arrays; or "table", the renames given.
     """
 
     variables: Variables
@@ -49,22 +49,21 @@ def load(
     input_shape: Sequence[int],
     naming: Naming | None = None,
 ) -> Variables:
-    """The variables of `module` filled from torch tensors, as NumPy arrays.
+    """The variables of `module` filled from a checkpoint, as NumPy arrays of the module's dtypes.
 
     Args:
-        module: any module whose submodules carry the reference's names.
+        module: any whose submodules carry the reference's names.
         source: a file, a directory or a Hugging Face repository (`fetch`), what `fetch` returns, or
             a mapping from torch's keys to arrays.
-        input_shape: (N, H, W, C) of an input, from which the module's own shapes follow.
-        naming: one of the source names in `module.namings`, "own", a table of renames, or None to
-            take whichever naming explains all keys. A file of Flax arrays (`write`) needs none.
+        input_shape: (N, H, W, C) of an input, from which the shapes of the variables follow.
+        naming: a source in `module.namings`, "own", renames, or None to find it. A file of Flax
+            arrays (`write`) needs none.
 
-    Every tensor is used exactly once. Left out are `num_batches_tracked` and what a naming calls
-    "derived": tensors that torch computes from a layer's fields and keeps beside its weights. The
-    arrays take the module's dtypes.
+    Every tensor is used exactly once, but for `num_batches_tracked` and what a naming calls
+    "derived": tensors that torch computes from a layer's fields and keeps beside its weights.
 
-    Raises InputError that lists every missing, unexpected and misshapen tensor, and names the model
-    that the tensors look like if it is another; nothing is returned then.
+    Raises InputError that lists every missing, unexpected and misshapen tensor, and says what to do
+    or of which other model they are.
     """
     return load_pretrained(module, source, input_shape, naming=naming).variables
 
@@ -89,18 +88,17 @@ def load_pretrained(
         loaded.fresh        # ("fc",)
 
     Args:
-        module, source, input_shape, naming: as of `load`.
-        allow_new: what may be newly initialised where the checkpoint does not have it, one name or
-            several. "head": the last layer, `module.head_name` ("fc" if it has none), where its
-            shape is another; the checkpoint's is left out, also if the module has none.
-            "attention": attention layers (those that recalibrate or bring in context) of which the
-            checkpoint has nothing.
+        module, source, input_shape, naming: see `load`.
+        allow_new: what may be newly initialised, one name or several. "head": the last layer,
+            `module.head_name` ("fc" if it does not say), where the checkpoint's has another shape;
+            that one is left out, even if the module has no head. "attention": layers that
+            recalibrate or bring in context, where the checkpoint has nothing of them.
         grey: whether to sum the first kernel over its input channels, for images with one, as timm
             does for in_chans=1: a grey image gives what it gave as three equal channels.
-        seed: of the new layers, which get what `module.init(jax.random.key(seed), ...)` gives them.
-        entry: which state dict of a torch file that has several, as of `read`.
+        seed: new layers are as `module.init(jax.random.key(seed), ...)` makes them.
+        entry: which state dict of a torch file that has several (`read`).
 
-    Raises InputError as `load` does, for anything else that is missing, unexpected or misshapen.
+    Raises InputError for anything else that is missing, unexpected or misshapen, as `load` does.
     """
     allowed = {allow_new} if isinstance(allow_new, str) else set(allow_new)
     for name in sorted(allowed - {HEAD, ATTENTION}):
@@ -148,10 +146,13 @@ def load_pretrained(
 
 
 class _Layers(NamedTuple):
-    """A module's flat abstract variables, and where in it what can be new stands.
+    """What of a module can be new.
 
-    Layers are paths below a collection; `first_kernel`, of the layer that is called first, is one
-    of `targets`, or empty if there is none.
+    Fields:
+        targets: its flat abstract variables.
+        head: the path of its last layer.
+        attention: the paths of its attention layers.
+        first_kernel: which target is the kernel of the layer called first; () if none is.
     """
 
     targets: Targets

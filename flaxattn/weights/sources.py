@@ -101,14 +101,14 @@ def _file_of(folder: Path) -> Path:
 def _config_of(path: Path) -> Config:
     stated = _metadata(path).get(METADATA)
     if stated is not None:
-        return _parsed(stated, path)
+        return _parsed(path, stated)
     if path.suffix == ".npz":
         beside = path.with_suffix(".json")
     elif path.name in STANDARD:
         beside = path.with_name(_CONFIG)
     else:
         return {}
-    return _read_config(beside) if beside.is_file() else {}
+    return _parsed(beside) if beside.is_file() else {}
 
 
 def _metadata(path: Path) -> Mapping[str, str]:
@@ -124,19 +124,13 @@ def _metadata(path: Path) -> Mapping[str, str]:
         return {}  # a damaged header, which `read` will complain of
 
 
-def _read_config(path: Path) -> Config:
+def _parsed(path: Path, text: str | None = None) -> Config:
+    """The config in `text`, which stands in the file `path`, or in that whole file."""
     try:
-        return _parsed(path.read_bytes(), path)
-    except OSError as error:
-        raise InputError(f"cannot read the config {path}: {error}.") from error
-
-
-def _parsed(text: str | bytes, path: Path) -> Config:
-    try:
-        config = json.loads(text)
+        config = json.loads(path.read_bytes() if text is None else text)
         above = {key: value for key, value in config.items() if key != "pretrained_cfg"}
         return {**config.get("pretrained_cfg", {}), **above}
-    except (ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise InputError(
             f"the config in {path} is not a JSON object: {error}; repair or remove it."
         ) from error
@@ -186,7 +180,7 @@ def _from_hub(
             f"pass the path of a local file or directory."
         ) from error
     if path is not None:
-        return Checkpoint(path, {} if config is None else _read_config(config))
+        return Checkpoint(path, {} if config is None else _parsed(config))
     if local_only:
         raise InputError(
             f"{where} is not in the cache, and the Hugging Face Hub cannot be reached (or is left "
