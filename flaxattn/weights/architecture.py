@@ -1,86 +1,80 @@
-"""Which model of MODELS a checkpoint is of, by the names and shapes of its tensors.
+"""Which model of MODELS a checkpoint is of, by the names and sizes of its tensors."""
 
-To evaluate a model takes up to seconds, so the nearest are tried first, by two numbers: of tensors,
-and of the values in 3x3 kernels, which no head has and hardly any attention. architectures.json
-has them for every model; `python -m tests.weights.architectures` writes it.
-"""
+import itertools
+import re
+from collections import Counter
+from collections.abc import Mapping
 
-import functools
-import importlib.resources
-import json
-import math
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
+import jax
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from flaxattn.layers.abstract_variables import abstract_variables
-from flaxattn.models import MODELS, create_model
-from flaxattn.weights.convert import Fit, fit
-
-_TRIES = 8  # models that are near enough: up to five have the same numbers
-_SECONDS = 10  # an error may take as long to name its cause; then the best so far is the answer
-_FLAWS = 2  # as many tensors may not fit in a file of this very model: a head has two
-_ALIKE = 0.5  # the least share of arrays that fit for a name to be worth mentioning
+from flaxattn.attention.mechanism import Renames
+from flaxattn.models import MODELS, ResNet, create_model
+from flaxattn.weights.convert import key_of
+from flaxattn.weights.naming import tables
+from flaxattn.weights.sources import Checkpoint
 
 
-def likeliest(
-    module: nn.Module, found: Fit, tensors: Mapping[str, np.ndarray], *, hint: str = ""
-) -> str | None:
-    """The model whose weights `tensors` look like, where `module` is another; or None.
+class _Absent(Exception):
+    """A model has an array that the file does not have."""
 
-    Models are evaluated abstractly until one fits but for its head: first those whose name is in
-    `hint`, a file's path or a repository, then the nearest.
+
+def likeliest(tensors: Mapping[str, np.ndarray], used: int, checkpoint: Checkpoint) -> str | None:
+    """The model that has more than half of `tensors`, and more than `used`; None if none has.
+
+    What the checkpoint's config and path name is tried first. Of models with equal tensors the
+    plain one stands first in MODELS.
     """
-    networks = {type(create_model(name)) for name in MODELS}
-    if type(module) not in networks or len(found.problems) <= _FLAWS:
-        return None
-    hinted = sorted((name for name in MODELS if name in hint), key=len, reverse=True)
-    near = nearest(numbers(np.shape(tensor) for tensor in tensors.values()))
-    best, name = max(_ALIKE, found.agreement), None
-    end = time.monotonic() + _SECONDS
-    for candidate in dict.fromkeys([*hinted, *near[:_TRIES]]):
-        attempt = _fit(candidate, tensors)
-        if attempt.agreement > best:
-            best, name = attempt.agreement, candidate
-        if len(attempt.problems) <= _FLAWS or time.monotonic() > end:
-            break
-    return name
+    stated = checkpoint.config.get("architecture")
+    if isinstance(stated, str) and stated not in MODELS:
+        return stated
+    hint = f"{checkpoint.path} {stated}"
+    lengths = {np.size(tensor) for tensor in tensors.values() if np.ndim(tensor) == 1}
+    blocks = {block for key in tensors for block in re.findall(r"\blayer(\d)[._](\d+)\b", key)}
+    sizes = tuple(Counter(stage for stage, _ in sorted(blocks)).values())
+    best, most = None, max(used, len(tensors) // 2)
+    for name in sorted(MODELS, key=lambda name: -len(name) if name in hint else 0):
+        model = create_model(name, num_classes=0)
+        if isinstance(model, ResNet) and model.stage_sizes != sizes:
+            continue
+        if lengths.issuperset(model.feature_channels) and (count := _count(model, tensors)) > most:
+            best, most = name, count
+            if most >= len(tensors) - 2:  # all but a head
+                break
+    return best
 
 
-def numbers(shapes: Iterable[Sequence[int]]) -> tuple[int, int]:
-    """How many tensors there are, without torch's counters, and values in 3x3 kernels.
+def _count(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> int:
+    """How many arrays the model has, or 0 if `tensors` lacks one of them.
 
-    The same for torch's order of axes and for ours.
+    The evaluation ends with the first that is lacking: of most models, in their first block.
     """
-    shapes = [tuple(shape) for shape in shapes if len(shape)]
-    kernels = [s for s in shapes if len(s) == 4 and (3, 3) in (s[:2], s[2:])]
-    return len(shapes), sum(map(math.prod, kernels))
+    namings: list[Renames | None] = [None, (), *tables(model).values()]
+    seen: set[tuple[str, ...]] = set()
 
+    def compare(method, args, kwargs, context):
+        result, module = method(*args, **kwargs), context.module
+        if context.method_name != "__call__":
+            return result
+        for (collection, *rest), array in flatten_dict(module.variables).items():
+            path = (collection, *module.path, *rest)
+            if path not in seen:
+                seen.add(path)
+                keys = [key_of(path, naming).key for naming in namings]
+                found = [np.size(tensors.get(key, ())) == array.size for key in keys]
+                namings[:] = itertools.compress(namings, found)
+            if not namings:
+                raise _Absent
+        return result
 
-def nearest(own: Sequence[int]) -> list[str]:
-    """The models by how near their numbers are: those of 3x3 kernels first, then of tensors."""
+    def init(images):
+        try:
+            with nn.intercept_methods(compare):
+                model.init(jax.random.key(0), images)
+        except _Absent:  # caught here, for on its way out JAX would look through the whole stack
+            seen.clear()
 
-    def distance(name: str) -> list[float]:
-        return [abs(math.log((a + 1) / (b + 1))) for a, b in zip(own, _known()[name], strict=True)]
-
-    known = [name for name in MODELS if name in _known()]
-    return sorted(known, key=lambda name: distance(name)[::-1])
-
-
-@functools.cache
-def _known() -> Mapping[str, Sequence[int]]:
-    file = importlib.resources.files("flaxattn.weights") / "architectures.json"
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _fit(name: str, tensors: Mapping[str, np.ndarray]) -> Fit:
-    return fit(create_model(name), _targets(name), tensors)
-
-
-@functools.cache
-def _targets(name: str) -> Mapping[tuple[str, ...], Any]:
-    return flatten_dict(abstract_variables(create_model(name), (1, 224, 224, 3)))
+    jax.eval_shape(init, jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32))
+    return len(seen)

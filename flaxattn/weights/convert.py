@@ -9,11 +9,12 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
+from flaxattn.attention.mechanism import Renames
 from flaxattn.errors import InputError
 from flaxattn.weights.naming import (
     FLAX,
     OWN,
-    Table,
+    Naming,
     TorchName,
     is_derived,
     table,
@@ -21,57 +22,53 @@ from flaxattn.weights.naming import (
     torch_name,
 )
 
-_COUNTER = "num_batches_tracked"  # torch's count of training steps: no part of the function
-
-Path = tuple[str, ...]
-Targets = Mapping[Path, jax.ShapeDtypeStruct]
+Variables = dict[str, Any]  # collections, such as "params", of nested arrays
+TreePath = tuple[str, ...]  # to one array, its collection first
+Targets = Mapping[TreePath, jax.ShapeDtypeStruct]
 
 
 class Fit(NamedTuple):
     """How far a file's tensors are the arrays of a module.
 
     Fields:
-        naming, renames: the naming that explains most, and its table, None for names of ours.
+        naming: the name of what explains most keys.
+        renames: its renames, None for the paths of Flax arrays.
         keys: the tensor's key for each path of the module.
         filled: the arrays that are there and fit, by path.
-        missing, misshapen: a line for each path whose tensor is not there, or does not fit.
-        unexpected: a line for each key that is no array of the module.
+        missing: a line for each path without a tensor.
+        misshapen: a line for each path whose tensor does not fit.
+        unexpected: a line for each key that stands for no array of the module.
     """
 
     naming: str
-    renames: Table | None
-    keys: dict[Path, str]
-    filled: dict[Path, np.ndarray]
-    missing: dict[Path, str]
-    misshapen: dict[Path, str]
+    renames: Renames | None
+    keys: dict[TreePath, str]
+    filled: dict[TreePath, np.ndarray]
+    missing: dict[TreePath, str]
+    misshapen: dict[TreePath, str]
     unexpected: dict[str, str]
 
     @property
-    def wrong(self) -> dict[Path, str]:
+    def wrong(self) -> dict[TreePath, str]:
         return self.missing | self.misshapen
-
-    @property
-    def problems(self) -> list[str]:
-        return sorted([*self.wrong.values(), *self.unexpected.values()])
-
-    @property
-    def agreement(self) -> float:
-        """Arrays that fit, of all that are on either side: 1 for a file of this very module."""
-        return len(self.filled) / max(1, len(self.keys) + len(self.unexpected))
 
 
 def to_torch(
     variables: Mapping[str, Any],
-    naming: str | Table | None = None,
+    naming: Naming | None = None,
     *,
     module: nn.Module | None = None,
 ) -> dict[str, np.ndarray]:
     """The torch state dict of `variables`: `load` read backwards, bit for bit.
 
-    `naming` is a source name in `module.namings`, such as "timm"; a table of renames; or None, or
-    "own", for our own names, which are the reference's for many networks and not for all. Under
-    the reference's names it loads with `load_state_dict(strict=True)`: torch itself supplies
-    `num_batches_tracked`. Derived tensors are not in it.
+    Args:
+        variables: of a module, as `load` returns them.
+        naming: a source in `module.namings`, such as "timm"; renames; or None or "own" for our own
+            names, which for many networks are the reference's.
+        module: whose variables they are, where `naming` is a source.
+
+    `load_state_dict(strict=True)` takes it, for torch itself supplies `num_batches_tracked`.
+    Derived tensors are left out.
 
     Raises InputError for an unknown naming, one without its module, and one under which two arrays
     have the same name.
@@ -81,7 +78,7 @@ def to_torch(
     for (_, *path), array in flatten_dict(dict(variables)).items():
         key, layout = torch_name(path, renames)
         if key in tensors:
-            raise InputError(f"two arrays would be called {key}: the naming is not one to one.")
+            raise InputError(f"two arrays would be called {key}: give each a name of its own.")
         tensors[key] = _theirs(np.asarray(array), path[-1], layout)
     return tensors
 
@@ -90,12 +87,12 @@ def fit(
     module: nn.Module,
     targets: Targets,
     tensors: Mapping[str, np.ndarray],
-    naming: str | Table | None = None,
+    naming: Naming | None = None,
 ) -> Fit:
     """Arrays for `targets`, the module's flat abstract variables, as far as `tensors` has them.
 
-    With naming=None, by whichever naming leaves least over. Tensors under names of ours with
-    slashes, as `write` names them, are taken as they are, whatever the naming.
+    Without a naming, by whichever leaves least over. Tensors under the paths of Flax arrays, as
+    `write` names them, are taken as they are, whatever the naming.
     """
     collections = tuple({f"{path[0]}/" for path in targets})
     if tensors and all(key.startswith(collections) for key in tensors):
@@ -106,38 +103,34 @@ def fit(
     candidates = {OWN: (), **tables(module)}
     return min(
         (_fill(targets, tensors, name, renames) for name, renames in candidates.items()),
-        key=lambda attempt: len(attempt.problems),
+        key=lambda attempt: len(attempt.wrong) + len(attempt.unexpected),
     )
 
 
 def _fill(
-    targets: Targets, tensors: Mapping[str, np.ndarray], naming: str, renames: Table | None
+    targets: Targets, tensors: Mapping[str, np.ndarray], naming: str, renames: Renames | None
 ) -> Fit:
     """What there is under the names that `renames` gives, None for the arrays' own paths."""
-    tensors = {key: tensor for key, tensor in tensors.items() if key.rpartition(".")[2] != _COUNTER}
-    if renames is not None:
-        tensors = {key: t for key, t in tensors.items() if not is_derived(key, renames)}
-    keys, filled, missing, misshapen = {}, {}, {}, {}
+    found = Fit(naming, renames, {}, {}, {}, {}, {})
     for path, target in targets.items():
         key, layout = key_of(path, renames)
-        keys[path] = key
+        found.keys[path] = key
+        place = f"{'/'.join(path)} {target.shape}"
         if key not in tensors:
-            missing[path] = f"missing: {key} for {'/'.join(path)} {target.shape}"
+            found.missing[path] = f"missing: {key} for {place}"
             continue
         array = _ours(np.asarray(tensors[key]), path[-1], layout, target.shape)
-        if not _fits(array.shape, target.shape):
-            shape = np.shape(tensors[key])
-            misshapen[path] = f"misshapen: {key} {shape} for {'/'.join(path)} {target.shape}"
-            continue
-        filled[path] = array.reshape(target.shape).astype(target.dtype)
-    unexpected = {
-        key: f"unexpected: {key} {np.shape(tensors[key])}"
-        for key in tensors.keys() - set(keys.values())
-    }
-    return Fit(naming, renames, keys, filled, missing, misshapen, unexpected)
+        if _fits(array.shape, target.shape):
+            found.filled[path] = array.reshape(target.shape).astype(target.dtype)
+        else:
+            found.misshapen[path] = f"misshapen: {key} {np.shape(tensors[key])} for {place}"
+    for key in tensors.keys() - set(found.keys.values()):
+        if not is_derived(key, renames or ()):
+            found.unexpected[key] = f"unexpected: {key} {np.shape(tensors[key])}"
+    return found
 
 
-def key_of(path: Sequence[str], renames: Table | None) -> TorchName:
+def key_of(path: Sequence[str], renames: Renames | None) -> TorchName:
     """The key and the layout of the tensor for the array at `path`, collection first."""
     return TorchName("/".join(path), FLAX) if renames is None else torch_name(path[1:], renames)
 
@@ -147,17 +140,14 @@ def _ours(tensor: np.ndarray, leaf: str, layout: str, shape: Sequence[int]) -> n
     if layout == FLAX:
         return tensor
     if layout == "linear" and leaf == "kernel":
-        matrix = (shape[-1], math.prod(shape[:-1]))
-        if tensor.shape == matrix:
+        if tensor.shape == (shape[-1], math.prod(shape[:-1])):
             tensor = tensor.reshape(shape[-1], shape[-2], *shape[:-2])
-    if layout == "flat" and tensor.size == math.prod(shape):
+    elif layout == "flat" and tensor.size == math.prod(shape):
         tensor = tensor.reshape(shape[0], shape[-1], shape[-2], *shape[1:-2])
     if layout in ("stacked", "flat") and tensor.ndim > 2:
         return tensor.transpose(0, *range(3, tensor.ndim), 2, 1)
-    if (
-        leaf == "kernel" and tensor.ndim > 1 and layout != "matrix"
-    ):  # (O, I, *spatial) -> (*spatial, I, O)
-        return tensor.transpose(*range(2, tensor.ndim), 1, 0)
+    if leaf == "kernel" and tensor.ndim > 1 and layout != "matrix":
+        return tensor.transpose(*range(2, tensor.ndim), 1, 0)  # (O, I, *spatial)
     return tensor
 
 
@@ -182,8 +172,4 @@ def _fits(shape: Sequence[int], target: Sequence[int]) -> bool:
     """Whether they are equal, without regard to axes of one if their numbers of axes differ."""
     if len(shape) == len(target):
         return tuple(shape) == tuple(target)
-    return _without_ones(shape) == _without_ones(target)
-
-
-def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(size for size in shape if size != 1)
+    return [size for size in shape if size != 1] == [size for size in target if size != 1]

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from flaxattn.errors import InputError
 from flaxattn.weights.pickles import read_pickle
-from flaxattn.weights.sources import METADATA, Checkpoint, fetch
+from flaxattn.weights.sources import METADATA, Checkpoint, Config, fetch
 
 _WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every key
 
@@ -24,11 +24,10 @@ def read(source: str | Path | Checkpoint, *, entry: str | None = None) -> dict[s
         source: the file, or what `fetch` turns into one.
         entry: which state dict of a torch checkpoint that has several, such as "state_dict_ema".
 
-    A prefix "module." or "_orig_mod." on all keys, which torch's DataParallel and torch.compile
-    leave, is dropped.
+    The prefixes of torch's DataParallel and torch.compile, where all keys have them, are dropped.
 
-    Raises InputError for a missing file, another kind of file, one that does not parse, and a torch
-    file that holds more than tensors (see `pickles`).
+    Raises InputError for a missing file, another kind of file, a damaged one, and a torch file that
+    holds more than tensors (see `pickles`).
     """
     path = (source if isinstance(source, Checkpoint) else fetch(source)).path
     match path.suffix:
@@ -58,7 +57,7 @@ def write(
     path: str | Path,
     tensors: Mapping[str, Any],
     *,
-    config: Mapping[str, Any] | None = None,
+    config: Config | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes tensors, whole or not at all, to a .safetensors or .npz file that `read` reads.
@@ -67,11 +66,11 @@ def write(
         path: the file.
         tensors: Flax variables, whose arrays get names such as params/layer1_0/conv1/kernel, which
             `load` knows; or torch's keys with their tensors (`to_torch`).
-        config: what `fetch` answers for the file later; in the header of a .safetensors file, in
-            NAME.json beside NAME.npz.
-        overwrite: whether an existing file may go.
+        config: what `fetch` will return with the file; kept in the header of a .safetensors file,
+            and in NAME.json beside NAME.npz.
+        overwrite: whether an existing file may be replaced.
 
-    Raises InputError for an existing file, another suffix, and a dtype that NumPy's format loses.
+    Raises InputError for an existing file, another suffix, and a dtype that an .npz file loses.
     """
     path = Path(path)
     arrays: dict[str, Any] = {
@@ -97,9 +96,7 @@ def write(
         _atomically(beside, json.dumps(dict(config or {}), indent=2).encode())
 
 
-def _safetensors(
-    path: Path, arrays: Mapping[str, np.ndarray], config: Mapping[str, Any] | None
-) -> bytes:
+def _safetensors(path: Path, arrays: Mapping[str, np.ndarray], config: Config | None) -> bytes:
     try:
         from safetensors.numpy import save
     except ImportError as error:
@@ -129,7 +126,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise InputError(
-                    f"{path} is one array without a name, a .npy file: save it with np.savez."
+                    f"{path} is a .npy file, one array without a name: save it with np.savez."
                 )
             with archive:
                 return dict(archive)
@@ -148,7 +145,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         return load_file(path)
     except AttributeError as error:
         raise InputError(
-            f"{path} has numbers that NumPy has not ({error}): save it in another precision."
+            f"{path} has numbers of a kind that NumPy lacks ({error}): save it in another "
+            f"precision."
         ) from error
     except Exception as error:
         raise InputError(f"{path} is not a whole safetensors file: {error}.") from error

@@ -1,9 +1,9 @@
 """Files of torch.save, read without torch and without running what they contain.
 
-Such a file is a pickle, and a pickle is a program: it may name any function and call it. Here only
-a few names are known, those that rebuild tensors and dictionaries, and stand for functions of our
-own; any other ends the reading before anything is called. The tensors' bytes lie beside the pickle,
-in a zip archive (since torch 1.6), or behind it (before).
+Such a file is a pickle, and a pickle is a program that may call any function by its name. Only a
+few names are known here: those that rebuild tensors and dictionaries, which stand for functions of
+our own. Any other ends the reading before anything is called. The tensors' bytes lie beside the
+pickle, in a zip archive (since torch 1.6), or behind it (before).
 """
 
 import collections
@@ -40,7 +40,7 @@ _STORAGES = {
 
 
 class Storage:
-    """The numbers that one or several tensors share; `array` is filled in when they are read."""
+    """The numbers that one or several tensors share; `array` is empty until they are read."""
 
     def __init__(self, dtype: Any, size: int) -> None:
         self.dtype = np.dtype(dtype)
@@ -48,7 +48,7 @@ class Storage:
         self.array = np.empty(0, self.dtype)
 
     def __setstate__(self, state: Any) -> None:
-        """A pickle could set attributes, and so have memory read that is not the file's."""
+        """Attributes of the file's own would have memory read that does not belong to it."""
         raise pickle.UnpicklingError("it sets the attributes of a storage")
 
     def fill(self, data: bytes) -> None:
@@ -66,7 +66,7 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
 
     def numpy(self) -> np.ndarray:
-        """A copy of its own, after a check that the view stays within the storage."""
+        """A copy, after a check that the view stays within the storage."""
         last = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
         inside = self.offset >= 0 and min(self.strides, default=0) >= 0
         size = self.storage.array.size
@@ -80,7 +80,7 @@ class Tensor(NamedTuple):
 
 
 class Known:
-    """What a name in a file stands for, as the file gets it: it may be called, and not changed.
+    """What a name in a file stands for: the file may call it, and not change it.
 
     A pickle can set the attributes of whatever it holds, a function's defaults among them.
     """
@@ -103,7 +103,7 @@ class Ignored:
     __slots__ = ()
 
     def __setstate__(self, state: Any) -> None:
-        """Whatever they are, nobody asks for them."""
+        """Takes no notice of them."""
 
 
 def read_pickle(path: Path, entry: str | None = None) -> dict[str, np.ndarray]:
@@ -111,16 +111,15 @@ def read_pickle(path: Path, entry: str | None = None) -> dict[str, np.ndarray]:
 
     Args:
         path: the file, of either format.
-        entry: which dictionary of a training checkpoint to take, such as "state_dict_ema"; None if
-            the file is the state dict itself or has exactly one.
+        entry: which state dict of a training checkpoint to take, such as "state_dict_ema"; None for
+            the only one, be it the file itself.
 
-    Raises InputError for a file that is not whole, one that names anything but tensors and
-    dictionaries (nothing of it is run), and one without a single state dict.
+    Raises InputError for a damaged file, one that names anything but tensors and dictionaries
+    (nothing of it is run), and one without a state dict or with several and no `entry`.
     """
     try:
         content = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
-        tensors = dict(_state_dict(path, content, entry))
-        return {key: tensor.numpy() for key, tensor in tensors.items()}
+        return {key: t.numpy() for key, t in _state_dict(path, content, entry).items()}
     except InputError:
         raise
     except Exception as error:  # a damaged or forged file has zipfile, zlib and pickle raise any
@@ -172,17 +171,14 @@ class _Unpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_tensor_v2"): Known(_rebuild_tensor),
             ("torch._utils", "_rebuild_parameter"): Known(_rebuild_parameter),
             ("torch", "Size"): Known(tuple),
-            (
-                "argparse",
-                "Namespace",
-            ): Ignored,  # pickle makes an instance of it: it must be a class
+            ("argparse", "Namespace"): Ignored,  # a class, for pickle makes an instance of it
         }
         if module in ("torch", "torch.storage") and name in _STORAGES:
             return Known(functools.partial(Storage, _STORAGES[name]))
         if (module, name) not in known:
             raise InputError(
-                f"{self.path} asks for {module}.{name}, which is no tensor, and nothing of it was "
-                f"run: save the state dict alone, best with safetensors, where you trust the file."
+                f"{self.path} asks for {module}.{name}, which is not a tensor; nothing of it was "
+                f"run: where you trust the file, save its state dict alone, best with safetensors."
             )
         return known[module, name]
 
@@ -204,25 +200,23 @@ def _rebuild_parameter(tensor: Tensor, *_: Any) -> Tensor:
     return tensor
 
 
-def _state_dict(path: Path, content: Any, entry: str | None) -> Iterator[tuple[str, Tensor]]:
-    """The one dictionary of tensors in `content`."""
+def _state_dict(path: Path, content: Any, entry: str | None) -> Mapping[str, Tensor]:
+    """The one dictionary of tensors in `content`, or the one called `entry`."""
     found = dict(_state_dicts(content))
-    if entry is not None:
-        if entry not in found:
-            raise InputError(f"{path} has no state dict {entry!r}: it has {sorted(found)}.")
-        chosen = found[entry]
-    elif len(found) == 1:
-        (chosen,) = found.values()
-    else:
+    if entry is None and len(found) == 1:
+        (entry,) = found
+    if entry is None:
         raise InputError(
-            f"{path} has {len(found)} state dicts: {sorted(found)}; a file with one is needed, or "
-            f"read(path, entry=...) with one of these."
+            f"{path} has {len(found)} state dicts: {sorted(found)}; use a file with one, or name "
+            f"one by read(path, entry=...)."
         )
-    yield from chosen.items()
+    if entry not in found:
+        raise InputError(f"{path} has no state dict {entry!r}: it has {sorted(found)}.")
+    return found[entry]
 
 
 def _state_dicts(content: Any) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    """The mappings in `content` that hold tensors under names and nothing else: itself, entries."""
+    """Mappings that hold tensors under names and nothing else: `content` itself, and entries."""
     if not isinstance(content, Mapping):
         return
     for name, value in [("", content), *content.items()]:

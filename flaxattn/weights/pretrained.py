@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,15 @@ from flaxattn.attention.mechanism import declared
 from flaxattn.errors import InputError, unknown
 from flaxattn.layers.abstract_variables import abstract_variables
 from flaxattn.weights.architecture import likeliest
-from flaxattn.weights.convert import Fit, fit, key_of
+from flaxattn.weights.convert import Fit, Targets, TreePath, Variables, fit, key_of
 from flaxattn.weights.files import read, unwrapped
-from flaxattn.weights.naming import FLAX, Table
-from flaxattn.weights.sources import Checkpoint
+from flaxattn.weights.naming import FLAX, Naming
+from flaxattn.weights.sources import Checkpoint, fetch
 
 Source = str | Path | Checkpoint | Mapping[str, np.ndarray]
 
 HEAD, ATTENTION = "head", "attention"
+_COUNTER = "num_batches_tracked"  # torch's count of training steps: no part of the function
 _ADDED = ("recalibrate", "context")  # the roles of layers that can be put into a trained network
 
 
@@ -31,12 +32,12 @@ class Pretrained(NamedTuple):
     Fields:
         variables: of the module, as NumPy arrays.
         fresh: the submodules that were newly initialised, such as "fc" or "layer1_0/se".
-        left_out: the checkpoint's tensors that have no place in the module: an old head's.
-        naming: whose names the checkpoint has: "own" (torchvision's and timm's, as far as they
-            need no renames), a source in `module.namings`, "flax" or "table".
+        left_out: the keys of the old head, which has no place in the module.
+        naming: whose names the checkpoint has: a source in `module.namings`; "own", the names of
+            the module itself; "flax", the paths of Flax arrays; or "table", the renames given.
     """
 
-    variables: dict[str, Any]
+    variables: Variables
     fresh: tuple[str, ...]
     left_out: tuple[str, ...]
     naming: str
@@ -46,24 +47,23 @@ def load(
     module: nn.Module,
     source: Source,
     input_shape: Sequence[int],
-    naming: str | Table | None = None,
-) -> dict[str, Any]:
-    """The variables of `module` filled from torch tensors, as NumPy arrays.
+    naming: Naming | None = None,
+) -> Variables:
+    """The variables of `module` filled from a checkpoint, as NumPy arrays of the module's dtypes.
 
     Args:
-        module: any module whose submodules carry the reference's names.
-        source: what `fetch` knows (a file, a directory, a Hugging Face repository), what it
-            answers, or a mapping from torch's keys to arrays.
-        input_shape: (N, H, W, C) of an input, from which the module's own shapes follow.
-        naming: one of the source names in `module.namings`, "own", a table of renames, or None to
-            take whichever naming explains all keys. A file of Flax arrays (`write`) needs none.
+        module: any whose submodules carry the reference's names.
+        source: a file, a directory or a Hugging Face repository (`fetch`), what `fetch` returns, or
+            a mapping from torch's keys to arrays.
+        input_shape: (N, H, W, C) of an input, from which the shapes of the variables follow.
+        naming: a source in `module.namings`, "own", renames, or None to find it. A file of Flax
+            arrays (`write`) needs none.
 
-    Every tensor is used exactly once. Left out are `num_batches_tracked` and what a naming calls
-    "derived": tensors that torch computes from a layer's fields and keeps beside its weights. The
-    arrays take the module's dtypes.
+    Every tensor is used exactly once, but for `num_batches_tracked` and what a naming calls
+    "derived": tensors that torch computes from a layer's fields and keeps beside its weights.
 
-    Raises InputError that lists every missing, unexpected and misshapen tensor, and names the model
-    that the tensors look like if it is another; nothing is returned then.
+    Raises InputError that lists every missing, unexpected and misshapen tensor, and says what to do
+    or of which other model they are.
     """
     return load_pretrained(module, source, input_shape, naming=naming).variables
 
@@ -73,7 +73,7 @@ def load_pretrained(
     source: Source,
     input_shape: Sequence[int],
     *,
-    naming: str | Table | None = None,
+    naming: Naming | None = None,
     allow_new: str | Iterable[str] = (),
     grey: bool = False,
     seed: int = 0,
@@ -88,18 +88,17 @@ def load_pretrained(
         loaded.fresh        # ("fc",)
 
     Args:
-        module, source, input_shape, naming: as of `load`.
-        allow_new: what may be newly initialised where the checkpoint does not have it, one name or
-            several. "head": the last layer, `module.head_name` ("fc" if it has none), where its
-            shape is another; the checkpoint's is left out, also if the module has none.
-            "attention": attention layers (those that recalibrate or bring in context) of which the
-            checkpoint has nothing.
+        module, source, input_shape, naming: see `load`.
+        allow_new: what may be newly initialised, one name or several. "head": the last layer,
+            `module.head_name` ("fc" if it does not say), where the checkpoint's has another shape;
+            that one is left out, even if the module has no head. "attention": layers that
+            recalibrate or bring in context, where the checkpoint has nothing of them.
         grey: whether to sum the first kernel over its input channels, for images with one, as timm
             does for in_chans=1: a grey image gives what it gave as three equal channels.
-        seed: of the new layers, which get what `module.init(jax.random.key(seed), ...)` gives them.
-        entry: which state dict of a torch file that has several, as of `read`.
+        seed: new layers are as `module.init(jax.random.key(seed), ...)` makes them.
+        entry: which state dict of a torch file that has several (`read`).
 
-    Raises InputError as `load` does, for anything else that is missing, unexpected or misshapen.
+    Raises InputError for anything else that is missing, unexpected or misshapen, as `load` does.
     """
     allowed = {allow_new} if isinstance(allow_new, str) else set(allow_new)
     for name in sorted(allowed - {HEAD, ATTENTION}):
@@ -108,34 +107,38 @@ def load_pretrained(
         raise InputError(f"{type(module).__name__} cannot have {_axes(input_shape)}.")
     if grey and input_shape[-1] != 1:
         raise InputError(f"grey=True is for images with one channel: {input_shape} has more.")
-    tensors = unwrapped(source) if isinstance(source, Mapping) else read(source, entry=entry)
-    hint = "" if isinstance(source, Mapping) else str(source)
-    targets, layers = _structure(module, input_shape)
-    found = fit(module, targets, tensors, naming)
+    if isinstance(source, Mapping):
+        checkpoint, tensors = Checkpoint(Path(), {}), unwrapped(source)
+    else:
+        checkpoint = source if isinstance(source, Checkpoint) else fetch(source)
+        tensors = read(checkpoint, entry=entry)
+    tensors = {key: tensor for key, tensor in tensors.items() if not key.endswith(_COUNTER)}
+    layers = _layers(module, input_shape)
+    found = fit(module, layers.targets, tensors, naming)
     if grey and layers.first_kernel in found.misshapen:
         key = found.keys[layers.first_kernel]
         tensors[key] = _summed(tensors[key], -2 if found.naming == FLAX else 1)
-        found = fit(module, targets, tensors, naming)
+        found = fit(module, layers.targets, tensors, naming)
 
-    fresh = _fresh(found, layers, allowed)
-    new = {path for path in targets if any(_within(path, layer) for layer in fresh)}
-    used = {found.keys[path] for path in found.filled.keys() - new}
-    left_out = set()
+    fresh = []
+    if HEAD in allowed and any(_within(path, layers.head) for path in found.wrong):
+        fresh.append(layers.head)
+    if ATTENTION in allowed:
+        fresh += _absent(found, layers)
+    new = [path for path in found.keys if any(_within(path, layer) for layer in fresh)]
+    arrays = {path: array for path, array in found.filled.items() if path not in new}
+    left_out: set[str] = set()
     if HEAD in allowed:
-        prefix = _prefix(layers.head, found.renames)
-        left_out = {key for key in tensors if key.startswith(prefix)} - used
+        left_out = _of_head(tensors, found, layers) - {found.keys[path] for path in arrays}
     problems = [line for path, line in found.wrong.items() if path not in new]
     problems += [line for key, line in found.unexpected.items() if key not in left_out]
     if problems:
-        raise InputError(
-            f"the weights do not fit {type(module).__name__}"
-            f"{_advice(module, input_shape, found, layers, tensors, hint)}:\n  "
-            + "\n  ".join(sorted(problems))
-        )
-    arrays = {path: array for path, array in found.filled.items() if path not in new}
+        advice = _advice(input_shape, found, layers, tensors, checkpoint)
+        lines = "\n  ".join(sorted(problems))
+        raise InputError(f"the weights do not fit {type(module).__name__}{advice}:\n  {lines}")
     arrays |= _initialised(module, input_shape, new, seed)
     return Pretrained(
-        unflatten_dict({path: arrays[path] for path in targets}),
+        unflatten_dict({path: arrays[path] for path in layers.targets}),
         tuple("/".join(layer) for layer in fresh),
         tuple(sorted(left_out)),
         found.naming,
@@ -143,17 +146,24 @@ def load_pretrained(
 
 
 class _Layers(NamedTuple):
-    """Where in a module what can be new stands, as paths below a collection."""
+    """What of a module can be new.
 
-    head: tuple[str, ...]
-    attention: tuple[tuple[str, ...], ...]
-    first_kernel: tuple[str, ...]  # of the first layer that is called, collection first
-    first_shape: tuple[int, ...]  # that kernel's
+    Fields:
+        targets: its flat abstract variables.
+        head: the path of its last layer.
+        attention: the paths of its attention layers.
+        first_kernel: which target is the kernel of the layer called first; () if none is.
+    """
+
+    targets: Targets
+    head: TreePath
+    attention: list[TreePath]
+    first_kernel: TreePath
 
 
-def _structure(module: nn.Module, input_shape: Sequence[int]) -> tuple[dict[tuple, Any], _Layers]:
-    """The module's flat abstract variables, and its layers, seen while it is evaluated."""
-    called: dict[tuple[str, ...], str | None] = {}
+def _layers(module: nn.Module, input_shape: Sequence[int]) -> _Layers:
+    """The module's layers, seen while it is evaluated."""
+    called: dict[TreePath, str | None] = {}
 
     def note(method, args, kwargs, context):
         if context.module.scope is not None:  # a check of its own fields runs before it has a place
@@ -169,15 +179,14 @@ def _structure(module: nn.Module, input_shape: Sequence[int]) -> tuple[dict[tupl
         raise InputError(
             f"{type(module).__name__} cannot have {_axes(input_shape)} ({error})."
         ) from error
-    attention: list[tuple[str, ...]] = []
+    attention: list[TreePath] = []
     for path in sorted(path for path, role in called.items() if path and role in _ADDED):
         if not any(path[: len(outer)] == outer for outer in attention):
             attention.append(path)
     kernels = (("params", *path, "kernel") for path in called)
     first = next((path for path in kernels if path in targets), ())
     head = tuple(getattr(module, "head_name", "fc").split("/"))
-    shape = targets[first].shape if first else ()
-    return targets, _Layers(head, tuple(attention), first, shape)
+    return _Layers(targets, head, attention, first)
 
 
 def _axes(input_shape: Sequence[int]) -> str:
@@ -186,43 +195,27 @@ def _axes(input_shape: Sequence[int]) -> str:
     return f"input_shape={tuple(input_shape)} with {axes} axes: images have four, (N, H, W, C)"
 
 
-def _within(path: Sequence[str], layer: Sequence[str]) -> bool:
+def _within(path: TreePath, layer: TreePath) -> bool:
     """Whether the array at `path`, collection first, belongs to the submodule `layer`."""
-    return tuple(path[1 : 1 + len(layer)]) == tuple(layer)
+    return path[1 : 1 + len(layer)] == layer
 
 
-def _fresh(found: Fit, layers: _Layers, allowed: set[str]) -> list[tuple[str, ...]]:
-    """The submodules that are newly initialised: whole ones only."""
-    fresh = []
-    if HEAD in allowed and any(_within(path, layers.head) for path in found.wrong):
-        fresh.append(layers.head)
-    if ATTENTION in allowed:
-        fresh += _absent(found, layers)
-    return fresh
-
-
-def _absent(found: Fit, layers: _Layers) -> list[tuple[str, ...]]:
+def _absent(found: Fit, layers: _Layers) -> list[TreePath]:
     """The attention layers of which the checkpoint has nothing."""
-    return [
-        layer
-        for layer in layers.attention
-        if (own := {path for path in found.keys if _within(path, layer)})
-        and own <= found.missing.keys()
-    ]
+    own = {layer: {p for p in found.keys if _within(p, layer)} for layer in layers.attention}
+    return [layer for layer, paths in own.items() if paths and paths <= found.missing.keys()]
 
 
-def _prefix(layer: Sequence[str], renames: Table | None) -> str:
-    """How the keys of all tensors of a submodule begin."""
-    return (
-        key_of(("params", *layer, "kernel"), renames)
-        .key.removesuffix("kernel")
-        .removesuffix("weight")
-    )
+def _of_head(tensors: Iterable[str], found: Fit, layers: _Layers) -> set[str]:
+    """The keys of the checkpoint's head."""
+    kernel = key_of(("params", *layers.head, "kernel"), found.renames).key
+    prefix = kernel.removesuffix("kernel").removesuffix("weight")
+    return {key for key in tensors if key.startswith(prefix)}
 
 
 def _is_rgb(found: Fit, layers: _Layers, tensors: Mapping[str, np.ndarray]) -> bool:
     """Whether the file's first kernel is the module's, but for images of three channels."""
-    shape = layers.first_shape
+    shape = layers.targets[layers.first_kernel].shape
     spatial, channels, features = shape[:-2], shape[-2:-1], shape[-1:]
     rgb = (*spatial, 3, *features) if found.naming == FLAX else (*features, 3, *spatial)
     return channels == (1,) and np.shape(tensors.get(found.keys[layers.first_kernel], ())) == rgb
@@ -237,8 +230,8 @@ def _summed(kernel: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _initialised(
-    module: nn.Module, input_shape: Sequence[int], paths: set[tuple], seed: int
-) -> dict[tuple, np.ndarray]:
+    module: nn.Module, input_shape: Sequence[int], paths: Sequence[TreePath], seed: int
+) -> dict[TreePath, np.ndarray]:
     """What `module.init` gives the arrays at `paths`; the rest is never computed."""
     if not paths:
         return {}
@@ -247,43 +240,41 @@ def _initialised(
     @jax.jit
     def init(key):
         variables = flatten_dict(module.init(key, jnp.zeros(tuple(input_shape), dtype)))
-        return {"/".join(path): variables[path] for path in paths}
+        return [variables[path] for path in paths]
 
-    arrays = init(jax.random.key(seed))
-    return {path: np.asarray(arrays["/".join(path)]) for path in paths}
+    return dict(zip(paths, map(np.asarray, init(jax.random.key(seed))), strict=True))
 
 
 def _advice(
-    module: nn.Module,
     input_shape: Sequence[int],
     found: Fit,
     layers: _Layers,
     tensors: Mapping[str, np.ndarray],
-    hint: str,
+    checkpoint: Checkpoint,
 ) -> str:
     """What to do about it, as far as that can be told."""
     if len(input_shape) != 4:
         return f" for {_axes(input_shape)}"
-    prefix = _prefix(layers.head, found.renames)
+    head = _of_head(tensors, found, layers)
     others = [path for path in found.wrong if not _within(path, layers.head)]
-    unexpected = [key for key in found.unexpected if not key.startswith(prefix)]
-    if not others and not unexpected:
-        sizes = {np.shape(t)[0] for k, t in tensors.items() if k == f"{prefix}bias"}
-        classes = "".join(f" (num_classes={size})" for size in sizes)
-        return (
-            f"; only the head differs, so make the module with the checkpoint's own{classes}, or "
-            f"have a new one by load_pretrained(..., allow_new=('head',))"
-        )
-    if others == [layers.first_kernel] and not unexpected and _is_rgb(found, layers, tensors):
-        return (
-            "; only its first kernel does not, which load_pretrained(..., grey=True) sums over the "
-            "input channels for images with one"
-        )
-    absent = _absent(found, layers)
-    if not unexpected and all(any(_within(p, layer) for layer in absent) for p in others):
-        return (
-            "; only attention layers are missing, which are newly initialised by "
-            "load_pretrained(..., allow_new=('attention',))"
-        )
-    name = likeliest(module, found, tensors, hint=hint)
+    if found.unexpected.keys() <= head:
+        absent = _absent(found, layers)
+        if not others:
+            sizes = {len(tensors[key]) for key in head if key.endswith("bias")}
+            classes = "".join(f" (num_classes={size})" for size in sizes)
+            return (
+                f"; only the head differs, so make the module with the checkpoint's own{classes}, "
+                f"or have a new one by load_pretrained(..., allow_new=('head',))"
+            )
+        if others == [layers.first_kernel] and _is_rgb(found, layers, tensors):
+            return (
+                "; only its first kernel does not, which load_pretrained(..., grey=True) sums over "
+                "the input channels for images with one"
+            )
+        if all(any(_within(path, layer) for layer in absent) for path in others):
+            return (
+                "; only attention layers are missing, which are newly initialised by "
+                "load_pretrained(..., allow_new=('attention',))"
+            )
+    name = likeliest(tensors, len(found.filled), checkpoint)
     return f"; these look like the weights of {name}" if name else ""

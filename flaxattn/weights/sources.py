@@ -19,21 +19,22 @@ STANDARD = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".tar")
 
 _CONFIG = "config.json"
-METADATA = (
-    "flaxattn.config"  # the entry of a safetensors header in which `files.write` puts the config
-)
+METADATA = "flaxattn.config"  # where `files.write` puts the config in a safetensors header
 _PREFIX = "hf-hub:"
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-class Checkpoint(NamedTuple):
-    """A file of weights, and its config: timm's fields in one flat mapping, empty if it has none.
+Config = Mapping[str, Any]  # timm's fields, such as architecture and num_classes
 
-    Its `pretrained_cfg` is spread out, and what stands above it wins, as in timm.
+
+class Checkpoint(NamedTuple):
+    """A file of weights, and its config, which is empty if it has none.
+
+    The fields of timm's `pretrained_cfg` stand beside the others, which win, as in timm.
     """
 
     path: Path
-    config: Mapping[str, Any]
+    config: Config
 
 
 def fetch(
@@ -49,17 +50,17 @@ def fetch(
 
     Args:
         source: a file; a directory with model.safetensors, pytorch_model.bin or one weight file of
-            another name; or a Hugging Face repository "owner/name", with or without "hf-hub:". What
-            exists here is never looked for on the hub, nor is a `Path`.
+            another name; or a Hugging Face repository "owner/name", with or without "hf-hub:". A
+            `Path`, and what exists on this machine, is never looked for on the hub.
         revision: branch, tag or commit of a repository; None for its main branch.
         cache_dir: where downloads are kept; None for huggingface_hub's own place (HF_HOME).
-        offline: whether to take what the cache has and ask nobody, as with HF_HUB_OFFLINE=1.
+        offline: whether to use the cache alone, as with HF_HUB_OFFLINE=1.
 
     The config of a file is the one in its safetensors header, or NAME.json beside NAME.npz, or
     config.json beside a file with one of the two standard names.
 
-    Raises InputError for a file, a directory's file or a repository that is not there, a hub that
-    cannot be reached, a config that is no JSON object, and a revision of what is no repository.
+    Raises InputError for a missing file or repository, a hub that cannot be reached, a config that
+    is not a JSON object, and a revision of a local file.
     """
     path = Path(source)
     if not os.path.exists(path) and isinstance(source, str):  # Path.exists may raise
@@ -68,9 +69,11 @@ def fetch(
         if is_repository:
             return _from_hub(name, revision, cache_dir, offline)
         if source.startswith(_PREFIX):
-            raise InputError(f"{source} names no repository: write hf-hub:owner/name.")
+            raise InputError(f"{source} does not name a repository: write hf-hub:owner/name.")
     if revision is not None:
-        raise InputError(f"revision={revision!r} belongs to a repository, and {source} is none.")
+        raise InputError(
+            f"revision={revision!r} belongs to a repository, which {source} is not: leave it out."
+        )
     if os.path.isdir(path):
         path = _file_of(path)
     if not os.path.isfile(path):
@@ -95,21 +98,21 @@ def _file_of(folder: Path) -> Path:
     )
 
 
-def _config_of(path: Path) -> Mapping[str, Any]:
-    config = _metadata(path).get(METADATA)
-    if config is not None:
-        return _flat(config, path)
+def _config_of(path: Path) -> Config:
+    stated = _metadata(path).get(METADATA)
+    if stated is not None:
+        return _parsed(path, stated)
     if path.suffix == ".npz":
         beside = path.with_suffix(".json")
     elif path.name in STANDARD:
         beside = path.with_name(_CONFIG)
     else:
         return {}
-    return _read_config(beside) if beside.is_file() else {}
+    return _parsed(beside) if beside.is_file() else {}
 
 
 def _metadata(path: Path) -> Mapping[str, str]:
-    """The free entries of a safetensors header; none for what is no such file."""
+    """The free entries of a safetensors header; none for another file."""
     if path.suffix != ".safetensors":
         return {}
     try:
@@ -118,24 +121,18 @@ def _metadata(path: Path) -> Mapping[str, str]:
             header = json.loads(file.read(min(size, path.stat().st_size)))
         return dict(header.get("__metadata__", {}))
     except (OSError, struct.error, ValueError, TypeError, AttributeError, RecursionError):
-        return {}  # no such header, which is for `read` to say
+        return {}  # a damaged header, which `read` will complain of
 
 
-def _read_config(path: Path) -> Mapping[str, Any]:
+def _parsed(path: Path, text: str | None = None) -> Config:
+    """The config in `text`, which stands in the file `path`, or in that whole file."""
     try:
-        return _flat(path.read_text(encoding="utf-8"), path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no JSON object: {error}.") from error
-
-
-def _flat(text: str, path: Path) -> Mapping[str, Any]:
-    try:
-        config = json.loads(text)
+        config = json.loads(path.read_bytes() if text is None else text)
         above = {key: value for key, value in config.items() if key != "pretrained_cfg"}
         return {**config.get("pretrained_cfg", {}), **above}
-    except (ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise InputError(
-            f"the config in {path} is no JSON object: {error}; repair or remove it."
+            f"the config in {path} is not a JSON object: {error}; repair or remove it."
         ) from error
 
 
@@ -147,15 +144,15 @@ def _from_hub(
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError as error:
         raise InputError(
-            f"there is no file {repository}, and getting it as a Hugging Face repository needs "
-            f"huggingface_hub: pip install 'flaxattn[hub]'."
+            f"there is no file {repository}, and a Hugging Face repository needs huggingface_hub: "
+            f"pip install 'flaxattn[hub]'."
         ) from error
 
     where = f"{repository}{f' at {revision}' if revision else ''}"
     local_only = offline
 
     def get(name: str) -> Path | None:
-        """The file in the cache, downloaded if need be, or None if there is none to be had."""
+        """The file in the cache, downloaded if need be; None if there is no such file."""
         nonlocal local_only
         try:
             return Path(
@@ -168,7 +165,7 @@ def _from_hub(
                 )
             )
         except LocalEntryNotFoundError:
-            local_only = True  # nobody answers: ask no further
+            local_only = True  # the hub does not respond: ask no further
         except EntryNotFoundError:
             pass
         return None
@@ -178,17 +175,17 @@ def _from_hub(
         config = get(_CONFIG) if path is not None else None
     except Exception as error:  # its HTTP client has errors of its own, which changed with it
         raise InputError(
-            f"{where} cannot be had from the Hugging Face Hub "
+            f"cannot get {where} from the Hugging Face Hub "
             f"({type(error).__name__}: {_first_line(error)}): check its name and revision, or "
             f"pass the path of a local file or directory."
         ) from error
     if path is not None:
-        return Checkpoint(path, {} if config is None else _read_config(config))
+        return Checkpoint(path, {} if config is None else _parsed(config))
     if local_only:
         raise InputError(
-            f"the Hugging Face Hub cannot be reached, or is not to be asked, and {where} is not in "
-            f"the cache: download {STANDARD[0]} and {_CONFIG} elsewhere and pass the path of their "
-            f"directory instead."
+            f"{where} is not in the cache, and the Hugging Face Hub cannot be reached (or is left "
+            f"out, by offline): download {STANDARD[0]} and {_CONFIG} elsewhere and pass the path "
+            f"of their directory."
         )
     raise InputError(
         f"{where} has neither {' nor '.join(STANDARD)}: download its file and pass it."

@@ -3,9 +3,9 @@
 import pytest
 
 from flaxattn import MODELS
-from tests.models.architectures import PAGE, families, families_table, section
 from tests.models.test_regnet import LARGEST
 from tests.models.test_resnet import LOGITS
+from tools.architectures import PAGE, families, families_table, section
 
 OWN = {"resnet10"}  # of no other library
 

@@ -91,7 +91,7 @@ def test_naming_by_table():
 
 def test_a_table_named_without_its_module():
     variables = weights.load(BIAS_FREE, SE, SHAPE)
-    with pytest.raises(InputError, match=r"'articles' is a table of the module .* pass module="):
+    with pytest.raises(InputError, match=r"'articles' is a name that the module .* pass module="):
         weights.to_torch(variables, "articles")
 
 

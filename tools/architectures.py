@@ -1,4 +1,4 @@
-"""Writes the tables of docs/weights.md: python -m tests.models.architectures reports/logits*.xml
+"""Writes the tables of docs/weights.md: python -m tools.architectures reports/logits*.xml
 
 The errors are those that the tests of logits have measured:
 
@@ -10,19 +10,19 @@ import functools
 import re
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
 import jax
-import jax.numpy as jnp
 import torch
 
 from flaxattn import MODELS, create_model
+from flaxattn.layers.abstract_variables import abstract_variables
 from tests.torch_reference.torchvision_shim import timm
 
-PAGE = Path(__file__).parents[2] / "docs" / "weights.md"
+PAGE = Path(__file__).parents[1] / "docs" / "weights.md"
 DTYPES = ("float32", "float64")
-IMAGES = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
 
 # timm's classes of attention in convolutional networks.
 ATTENTION = {
@@ -51,30 +51,28 @@ ATTENTION = {
 }
 
 
-def measured(reports):
+def measured(reports: Iterable[str]) -> Mapping[tuple[str, str], float]:
     """{(name, dtype): the largest error} of the tests of logits in junit files."""
-    largest = defaultdict(float)
+    largest: defaultdict[tuple[str, str], float] = defaultdict(float)
     for report in reports:
         for case in ElementTree.parse(report).iter("testcase"):
-            if not case.get("name").startswith("test_logits"):
+            if not case.attrib["name"].startswith("test_logits"):
                 continue
             if case.find("failure") is not None or case.find("error") is not None:
-                raise SystemExit(f"{case.get('name')} in {report} has failed.")
+                raise SystemExit(f"{case.attrib['name']} in {report} has failed.")
             for entry in case.iter("property"):
-                name, quantity, error, _ = ast.literal_eval(entry.get("value"))
+                name, quantity, error, _ = ast.literal_eval(entry.attrib["value"])
                 key = (name, quantity.removeprefix("logits "))
                 largest[key] = max(largest[key], error)
     return largest
 
 
-def parameters(name):
-    model = create_model(name)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(model.init, key, IMAGES)["params"]
+def parameters(name: str) -> int:
+    params = abstract_variables(create_model(name), (1, 224, 224, 3))["params"]
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def errors_table(errors):
+def errors_table(errors: Mapping[tuple[str, str], float]) -> str:
     lines = [
         "| architecture | network | parameters | float32 | float64 |",
         "|---|---|---:|---|---|",
@@ -87,9 +85,11 @@ def errors_table(errors):
 
 
 @functools.cache
-def families():
+def families() -> tuple[Counter[str], Counter[str]]:
     """How many of timm's pretrained names with attention there are, and load, by its class."""
-    classes, names, loaded = {}, Counter(), Counter()
+    classes: dict[str, str | None] = {}
+    names: Counter[str] = Counter()
+    loaded: Counter[str] = Counter()
     for name in timm.list_models(pretrained=True):
         architecture = name.split(".")[0]
         if architecture not in classes:
@@ -104,7 +104,7 @@ def families():
     return names, loaded
 
 
-def families_table():
+def families_table() -> str:
     names, loaded = families()
     lines = ["| timm's class | names with attention | load |", "|---|---:|---:|"]
     for family, count in sorted(names.items(), key=lambda item: (-item[1], item[0])):
@@ -113,13 +113,13 @@ def families_table():
     return "\n".join(lines)
 
 
-def section(page, mark):
+def section(page: str, mark: str) -> str:
     """What stands between `<!-- mark -->` and `<!-- /mark -->`."""
     (found,) = re.findall(rf"<!-- {mark} -->\n(.*?)\n?<!-- /{mark} -->", page, re.S)
     return found
 
 
-def with_section(page, mark, text):
+def with_section(page: str, mark: str, text: str) -> str:
     before, after = page.split(f"<!-- {mark} -->\n")[0], page.split(f"<!-- /{mark} -->")[1]
     return f"{before}<!-- {mark} -->\n{text}\n<!-- /{mark} -->{after}"
 
