@@ -16,10 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxattn import weights
 from flaxattn.attention import create_attention
 from flaxattn.errors import InputError
+from flaxattn.layers.abstract_variables import abstract_variables
+from flaxattn.weights.convert import fit
 
 FEATURES = 32
 MAPS = ((56, 56), (13, 7), (1, 1))
@@ -133,7 +136,7 @@ def check(record_property, case, shape, dtype):
     x = rng.normal(size=shape)
     with jax.enable_x64(dtype == "float64"):
         layer = case.layer.clone(param_dtype=jnp.dtype(dtype))
-        compiled = {}
+        programs = {}
         for train in case.modes:
             if train and case.is_refused(shape):
                 _check_refused(layer, reference, x, shape, dtype, case.naming)
@@ -145,7 +148,7 @@ def check(record_property, case, shape, dtype):
                 train,
                 dtype,
                 case.naming,
-                compiled,
+                programs,
                 exact=case.exact,
                 cancelled=case.cancelled,
             )
@@ -170,10 +173,10 @@ def randomise(module, rng):
                 buffer.copy_(torch.tensor(rng.uniform(0.5, 2, size=buffer.shape)))
 
 
-def errors(layer, reference, x, train, dtype, naming, compiled, *, exact=False, cancelled=()):
+def errors(layer, reference, x, train, dtype, naming, programs, *, exact=False, cancelled=()):
     """Largest relative differences: {"forward", "gradient", and "statistics" if there are any}.
 
-    `compiled` keeps programs by their text: in most layers `train` changes nothing.
+    `programs` keeps what was compiled, by the layer's equations: in most `train` changes nothing.
     """
     reference = reference.to(getattr(torch, dtype)).train(train)
     x = x.astype(dtype)
@@ -190,38 +193,42 @@ def errors(layer, reference, x, train, dtype, naming, compiled, *, exact=False, 
     gradients = {key: p.grad.numpy() for key, p in reference.named_parameters()}
     after = {key: value.detach().numpy() for key, value in reference.state_dict().items()}
 
-    variables = weights.load(layer, before, x.shape, naming)
+    targets = flatten_dict(abstract_variables(layer, x.shape))
+
+    def in_our_order(tensors):
+        """Tensors by torch's names as if they were weights."""
+        found = fit(layer, targets, tensors, naming)
+        assert not found.wrong
+        return unflatten_dict({path: found.filled[path] for path in targets})
+
+    variables = in_our_order(before)
+    params = variables.get("params", {})
     statistics = {k: v for k, v in variables.items() if k != "params"}
 
-    def step(params, statistics, x, cotangent):
-        def apply(params, x):
-            variables = {"params": params, **statistics}
-            return layer.apply(variables, x, train=train, mutable=[*statistics])
+    def apply(params, statistics, x):
+        return layer.apply({"params": params, **statistics}, x, train=train, mutable=[*statistics])
 
-        ours, pullback, moved = jax.vjp(apply, params, x, has_aux=True)
+    def step(params, statistics, x, cotangent):
+        ours, pullback, moved = jax.vjp(
+            lambda params, x: apply(params, statistics, x), params, x, has_aux=True
+        )
         return ours, moved, *pullback(cotangent)
 
-    arguments = (
-        variables.get("params", {}),
-        statistics,
-        x,
-        to_channels_last(cotangent).astype(dtype),
-    )
-    lowered = jax.jit(step).lower(*arguments)
-    text = lowered.as_text()
-    if text not in compiled:
-        compiled[text] = lowered.compile()
-    ours, moved, params_grad, x_grad = compiled[text](*arguments)
+    # A layer with statistics has a mode to train in; of others it is asked.
+    equations = train if statistics else str(jax.make_jaxpr(apply)(params, statistics, x))
+    cotangent = to_channels_last(cotangent).astype(dtype)
+    if equations not in programs:
+        programs[equations] = jax.jit(step).lower(params, statistics, x, cotangent).compile()
+    ours, moved, params_grad, x_grad = programs[equations](params, statistics, x, cotangent)
 
-    # Torch's gradients and moved statistics in our order of leaves: as if they were weights.
-    theirs = weights.load(layer, after | gradients, x.shape, naming)
+    theirs = in_our_order(after | gradients)
     expected_grad = theirs.get("params", {})
     largest = max([abs(g).max() for g in jax.tree.leaves(expected_grad)], default=0.0)
     # How small a gradient may be, as a part of the largest, and still be measured against itself.
     parts = jax.tree.map(lambda _: np.asarray(0.01), expected_grad)
     if cancelled:
         parts = {k: np.full_like(v, 1.0 if k in cancelled else 0.01) for k, v in before.items()}
-        parts = weights.load(layer, parts, x.shape, naming)["params"]
+        parts = in_our_order(parts)["params"]
     found = {
         "forward": difference(ours, to_channels_last(answer.detach().numpy())),
         "gradient": max(
