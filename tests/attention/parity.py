@@ -33,61 +33,27 @@ BOUNDS = {"float32": {"forward": 1e-5, "gradient": 1e-4, "statistics": 1e-5}}
 BOUNDS["float64"] = dict.fromkeys(BOUNDS["float32"], 1e-10)
 
 
-class Case(NamedTuple):
-    """A layer and the reference it must equal.
+class Inputs(NamedTuple):
+    """What a layer and its reference are compared on.
 
     Fields:
-        rows: of the printed table: "name" as in ATTENTION, or "name.variant", then perhaps a comma
-            and what else is special. Several rows are several names of one and the same layer.
-        fields: of the layer, beside those that the variant sets.
-        reference: makes the torch module.
-        naming: of the reference's weights.
-        maps: sizes (H, W) to compare on; of one or three axes for layers that take such maps. If
-            the rows are names alone, what is left of MAPS is compared too, under make test-all.
+        maps: sizes (H, W); of one or three axes for layers that take such maps. If the case's rows
+            are names alone, what is left of MAPS is compared too, under make test-all.
         refused: sizes in MAPS that the layer refuses, its reference fails on, or another case has.
-        modes: values of `train` to compare in.
         features: channels of the input.
-        refuses: whether train mode is refused by both sides for (N, H, W): batch normalisation
-            of one value per channel. None: for one position, if the layer has a `norm`.
-        exact: take torch's answers in float64 for both precisions. For layers that magnify rounding
-            so that torch's own float32 gradients are farther from the truth than the bound.
-        cancelled: torch parameters whose gradients are zero but for rounding, such as those of a
-            bias that batch normalisation or a softmax takes away again: measured against the
-            largest gradient of all.
-        dtypes: to compare in, fewer where torch fails in one.
         batches: sizes of the batch, fewer where the reference fails on one.
+        dtypes: to compare in, fewer where torch fails in one.
         slow: leave it all to make test-all, where it takes too many seconds.
-        seed: of the weights and the input. Another than 0 where two of the values drawn from 0 are
-            so nearly one maximum that rounding chooses which of them gets the gradient, or where
-            torch's own float32 answers for them are farther from its float64 ones than the bound.
     """
 
-    rows: tuple[str, ...]
-    fields: dict[str, Any]
-    reference: Callable[[], torch.nn.Module]
-    naming: str | None
     maps: tuple[tuple[int, ...], ...] = MAPS
     refused: tuple[tuple[int, ...], ...] = ()
-    modes: tuple[bool, ...] = (False, True)
     features: int = FEATURES
-    refuses: Callable[..., bool] | None = None
-    exact: bool = False
-    cancelled: tuple[str, ...] = ()
-    dtypes: tuple[str, ...] = ("float32", "float64")
     batches: tuple[int, ...] = BATCHES
+    dtypes: tuple[str, ...] = ("float32", "float64")
     slow: bool = False
-    seed: int = 0
 
-    @property
-    def layer(self):
-        layers = [
-            create_attention(name, variant=variant, **self.fields)
-            for name, variant in map(mechanism, self.rows)
-        ]
-        assert all(layer == layers[0] for layer in layers), f"{self.rows} are different layers"
-        return layers[0]
-
-    def shapes(self, dtype):
+    def shapes(self, dtype, *, names_alone):
         """Inputs (N, H, W, C) of each batch size and map, and whether test-all alone has it.
 
         Of `maps`, make test takes the largest and the single position with a batch of one, in
@@ -95,7 +61,7 @@ class Case(NamedTuple):
         """
         if dtype not in self.dtypes:
             return []
-        left = () if ", " in self.rows[-1] else {*MAPS} - {*self.maps} - {*self.refused}
+        left = {*MAPS} - {*self.maps} - {*self.refused} if names_alone else ()
         extremes = {size for size in self.maps if math.prod(size) in (1, math.prod(MAPS[0]))}
 
         def is_quick(n, size):
@@ -109,6 +75,53 @@ class Case(NamedTuple):
             for n in self.batches
             for size in (*self.maps, *sorted(left))
         ]
+
+
+class Case(NamedTuple):
+    """A layer and the reference it must equal.
+
+    Fields:
+        rows: of the printed table: "name" as in ATTENTION, or "name.variant", then perhaps a comma
+            and what else is special. Several rows are several names of one and the same layer.
+        fields: of the layer, beside those that the variant sets.
+        reference: makes the torch module.
+        naming: of the reference's weights.
+        on: the inputs.
+        modes: values of `train` to compare in.
+        refuses: whether train mode is refused by both sides for (N, H, W): batch normalisation
+            of one value per channel. None: for one position, if the layer has a `norm`.
+        exact: take torch's outputs in float64 for both precisions. For layers that magnify rounding
+            so that torch's own float32 gradients are farther from the truth than the bound.
+        cancelled: torch parameters whose gradients are zero but for rounding, such as those of a
+            bias that batch normalisation or a softmax takes away again: measured against the
+            largest gradient of all.
+        seed: of the weights and the input. Another than 0 where two of the values drawn from 0 are
+            so nearly one maximum that rounding chooses which of them gets the gradient, or where
+            torch's own float32 outputs for them are farther from its float64 ones than the bound.
+    """
+
+    rows: tuple[str, ...]
+    fields: dict[str, Any]
+    reference: Callable[[], torch.nn.Module]
+    naming: str | None
+    on: Inputs = Inputs()
+    modes: tuple[bool, ...] = (False, True)
+    refuses: Callable[..., bool] | None = None
+    exact: bool = False
+    cancelled: tuple[str, ...] = ()
+    seed: int = 0
+
+    @property
+    def layer(self):
+        layers = [
+            create_attention(name, variant=variant, **self.fields)
+            for name, variant in map(mechanism, self.rows)
+        ]
+        assert all(layer == layers[0] for layer in layers), f"{self.rows} are different layers"
+        return layers[0]
+
+    def shapes(self, dtype):
+        return self.on.shapes(dtype, names_alone=", " not in self.rows[-1])
 
     def is_refused(self, shape):
         """Whether train mode is refused for an input of `shape`."""

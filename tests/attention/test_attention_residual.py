@@ -11,7 +11,7 @@ from flaxattn.attention.dual_attention import DualAttention
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Conv
 from tests.attention import contract, parity
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import attention_residual
 
 CASES = [
@@ -26,7 +26,7 @@ CASES = [
         {"reduction": 4},
         lambda: attention_residual.AttnResBlock(32, reduction=4),
         "articles",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
 ]
 

@@ -11,7 +11,7 @@ from flaxattn import weights
 from flaxattn.attention import BAM
 from flaxattn.errors import InputError
 from tests.attention import contract, parity
-from tests.attention.parity import Case, per_sample
+from tests.attention.parity import Case, Inputs, per_sample
 from tests.torch_reference import bam
 
 # Exact: the means of noise over 56x56 differ by a few hundredths from sample to sample; batch norm
@@ -38,7 +38,7 @@ CASES = [
         {"reduction": 4},
         lambda: bam.BAM(32, 4),
         "official",
-        maps=((13, 7), (1, 1)),
+        on=Inputs(maps=((13, 7), (1, 1))),
         refuses=per_sample,
         exact=True,
         cancelled=(
@@ -51,7 +51,7 @@ CASES = [
         {"reduction": 4},
         lambda: bam.BAM(32, 4, square_pool=True),
         "official",
-        maps=((13, 13), (1, 1)),
+        on=Inputs(maps=((13, 13), (1, 1))),
         modes=(False,),
     ),
 ]

@@ -9,7 +9,7 @@ import torch
 from flaxattn.attention import BilinearAttention
 from flaxattn.errors import InputError
 from tests.attention import contract, parity
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import bilinear_attention
 from tests.torch_reference.torchvision_shim import timm
 
@@ -28,8 +28,7 @@ CASES = [
         {},
         lambda: bilinear_attention.BATBlock(32),
         "official",
-        maps=((14, 7),),
-        refused=((13, 7), (1, 1)),
+        on=Inputs(maps=((14, 7),), refused=((13, 7), (1, 1))),
         cancelled=BEFORE_NORM,
     ),
     Case(
@@ -37,22 +36,21 @@ CASES = [
         {"use_bias": False},
         lambda: bilinear_attention.BATBlock(32, bias=False),
         "official",
-        maps=((14, 7), (7, 7)),
+        on=Inputs(maps=((14, 7), (7, 7))),
     ),
     Case(
         ("bat, one block",),
         {"use_bias": False, "block_size": 1},
         lambda: bilinear_attention.BATBlock(32, size=1, bias=False),
         "official",
-        maps=((1, 1),),
+        on=Inputs(maps=((1, 1),)),
     ),
     Case(  # random dropout is no matter of comparison
         ("bat.official",),
         {"block_size": 4, "drop_rate": 0.0},
         lambda: bilinear_attention.BATBlock(32, size=4),
         "official",
-        maps=((12, 8),),
-        refused=((13, 7), (1, 1)),
+        on=Inputs(maps=((12, 8),), refused=((13, 7), (1, 1))),
         cancelled=BEFORE_NORM,
     ),
     # Seed 0 has such a maximum at 56x56: float32 gradients are 1.4e-2 from float64's in torch, and
@@ -62,8 +60,7 @@ CASES = [
         {"drop_rate": 0.0},
         lambda: bilinear_attention.timm_block(32),
         "timm",
-        maps=((56, 56), (14, 7)),
-        refused=((13, 7), (1, 1)),
+        on=Inputs(maps=((56, 56), (14, 7)), refused=((13, 7), (1, 1))),
         seed=1,
     ),
 ]

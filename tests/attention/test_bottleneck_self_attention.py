@@ -8,7 +8,7 @@ import pytest
 from flaxattn.attention import BottleneckSelfAttention
 from flaxattn.errors import InputError
 from tests.attention import contract, parity
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference.torchvision_shim import timm
 
 BottleneckAttn = timm.layers.bottleneck_attn.BottleneckAttn
@@ -24,19 +24,26 @@ CASES = [
         {"features": 32},
         timm_layer(13, 7, scale_pos_embed=True),
         "timm",
-        maps=((13, 7),),
-        refused=((56, 56), (1, 1)),  # timm's layer is for maps of one size
+        on=Inputs(maps=((13, 7),), refused=((56, 56), (1, 1))),
+        # timm's layer is for maps of one size
     ),
     Case(
         ("botnet.timm",),
         {"features": 32},
         timm_layer(13, 7),
         "timm",
-        maps=((13, 7),),
-        refused=((56, 56), (1, 1)),
+        on=Inputs(maps=((13, 7),), refused=((56, 56), (1, 1))),
     ),
-    Case(("botnet.timm, 1x1",), {"features": 32}, timm_layer(1, 1), "timm", maps=((1, 1),)),
-    Case(("botnet.timm, 56x56",), {"features": 32}, timm_layer(56, 56), "timm", maps=((56, 56),)),
+    Case(
+        ("botnet.timm, 1x1",), {"features": 32}, timm_layer(1, 1), "timm", on=Inputs(maps=((1, 1),))
+    ),
+    Case(
+        ("botnet.timm, 56x56",),
+        {"features": 32},
+        timm_layer(56, 56),
+        "timm",
+        on=Inputs(maps=((56, 56),)),
+    ),
     Case(
         ("botnet.timm, strided, chunked",),
         {
@@ -49,7 +56,7 @@ CASES = [
         },
         timm_layer(6, 10, dim_out=48, stride=2, num_heads=3, qk_ratio=0.4, qkv_bias=True),
         "timm",
-        maps=((6, 10),),
+        on=Inputs(maps=((6, 10),)),
     ),
 ]
 

@@ -5,7 +5,7 @@ import pytest
 
 from flaxattn.attention import ChannelAffinity
 from tests.attention import contract
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import channel_affinity
 
 CASES = [
@@ -20,7 +20,9 @@ CASES = [
         {},
         lambda: channel_affinity.ChannelAffinity(similar=True),
         "official",
-        maps=((1, 2),),  # on larger ones each channel attends to itself alone, but for rounding
+        on=Inputs(
+            maps=((1, 2),)
+        ),  # on larger ones each channel attends to itself alone, but for rounding
     ),
 ]
 

@@ -10,7 +10,7 @@ from flaxattn.attention.channel_attention import l2_pool
 from flaxattn.errors import InputError
 from flaxattn.layers.pooling import max_pool
 from tests.attention import contract, parity
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import channel_attention
 from tests.torch_reference.torchvision_shim import timm
 
@@ -47,14 +47,14 @@ CASES = [
         {"reduction": 3},
         lambda: timm.layers.cbam.LightChannelAttn(32, rd_ratio=1 / 3),
         "timm",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
     Case(
         ("channel.light, SEModule with add_maxpool",),
         {"use_bias": True, "divisor": 8},
         lambda: timm.layers.SEModule(32, add_maxpool=True),
         "timm",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
 ]
 

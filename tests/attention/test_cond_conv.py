@@ -7,7 +7,7 @@ from flax import linen as nn
 from flaxattn.attention import CondConv
 from flaxattn.errors import InputError
 from tests.attention import contract
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference.mixture import RoutedCondConv
 
 SMALL = ((13, 7),)
@@ -18,31 +18,30 @@ CASES = [
         {"features": 24},
         lambda: RoutedCondConv(32, 24, experts=8),
         "timm",
-        maps=((13, 7),),
-        refused=((1, 1),),
+        on=Inputs(maps=((13, 7),), refused=((1, 1),)),
     ),
     Case(
         ("cond_conv, one position",),
         {"features": 24},
         lambda: RoutedCondConv(32, 24, experts=8),
         "timm",
-        maps=((1, 1),),
-        dtypes=("float32",),  # torch's own backward pass of 1x1 maps fails in float64
+        on=Inputs(maps=((1, 1),), dtypes=("float32",)),
+        # torch's own backward pass of 1x1 maps fails in float64
     ),
     Case(
         ("cond_conv.timm, depthwise 5x5, strides, biases",),
         {"features": 32, "kernel_size": 5, "groups": 32, "strides": 2, "use_bias": True},
         lambda: RoutedCondConv(32, 32, kernel_size=5, groups=32, stride=2, bias=True),
         "timm",
-        maps=SMALL,
+        on=Inputs(maps=SMALL),
     ),
     Case(
         ("cond_conv.timm",),
         {"features": 32},
         lambda: RoutedCondConv(32, 32),
         "timm",
-        maps=((56, 56), (13, 7)),
-        refused=((1, 1),),  # see above
+        on=Inputs(maps=((56, 56), (13, 7)), refused=((1, 1),)),
+        # see above
     ),
 ]
 

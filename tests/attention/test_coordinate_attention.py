@@ -8,7 +8,7 @@ from flaxattn import weights
 from flaxattn.attention import CoordinateAttention, SimpleCoordinateAttention
 from flaxattn.errors import InputError
 from tests.attention import contract
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import coordinate_attention
 from tests.torch_reference.torchvision_shim import timm
 
@@ -23,15 +23,14 @@ CASES = [
         {},
         lambda: coordinate_attention.CoordAtt(32),
         "official",
-        maps=MAPS,
-        refused=((1, 1),),
+        on=Inputs(maps=MAPS, refused=((1, 1),)),
     ),
     Case(
         ("coordinate.official, one position",),
         {},
         lambda: coordinate_attention.CoordAtt(32),
         "official",
-        maps=((1, 1),),
+        on=Inputs(maps=((1, 1),)),
         modes=(False,),
     ),
     Case(
@@ -39,32 +38,29 @@ CASES = [
         {},
         lambda: coordinate_attention.CoordAtt(32),
         "official",
-        maps=((1, 1),),
+        on=Inputs(maps=((1, 1),), batches=(4,)),
         modes=(True,),
-        batches=(4,),
     ),
     Case(
         ("coordinate.timm, one position",),
         {},
         lambda: timm.layers.coord_attn.CoordAttn(32),
         "timm",
-        maps=((1, 1),),
-        batches=(4,),
+        on=Inputs(maps=((1, 1),), batches=(4,)),
     ),
     Case(
         ("coordinate.timm",),
         {},
         lambda: timm.layers.coord_attn.CoordAttn(32),
         "timm",
-        maps=MAPS[1:],
-        refused=((1, 1),),
+        on=Inputs(maps=MAPS[1:], refused=((1, 1),)),
     ),
     Case(
         ("coordinate.timm, skip and biases, no norm",),
         {"skip": True, "use_bias": True, "norm": None},
         lambda: timm.layers.coord_attn.CoordAttn(32, has_skip=True, bias=True, norm_layer=None),
         "timm",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
     Case(
         ("simple_coordinate", "simple_coordinate.timm"),
@@ -77,7 +73,7 @@ CASES = [
         {"skip": True, "use_bias": False},
         lambda: timm.layers.coord_attn.SimpleCoordAttn(32, has_skip=True, bias=False),
         "timm",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
 ]
 

@@ -8,7 +8,7 @@ import pytest
 from flaxattn.attention import CrissCross, SelfAttention
 from flaxattn.errors import InputError
 from tests.attention import contract, parity
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import criss_cross
 
 CASES = [
@@ -18,7 +18,7 @@ CASES = [
         {},
         lambda: criss_cross.CrissCrossAttention(32),
         "official",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
 ]
 

@@ -8,7 +8,7 @@ import pytest
 from flaxattn.attention.double_attention import DoubleAttention
 from flaxattn.errors import InputError
 from tests.attention import contract
-from tests.attention.parity import FEATURES, Case
+from tests.attention.parity import FEATURES, Case, Inputs
 from tests.torch_reference import double_attention
 
 # The softmax over positions takes away what this bias adds.
@@ -27,7 +27,7 @@ CASES = [
         {},
         lambda: double_attention.DoubleAttention(FEATURES, 8, 8),
         "changzy00",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
         cancelled=CANCELLED,
     ),
     Case(
@@ -35,7 +35,7 @@ CASES = [
         {"reduction": 2},
         lambda: double_attention.DoubleAttention(FEATURES, 16, 16, "conv_reconstruct"),
         "xmu",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
         cancelled=CANCELLED,
     ),
 ]

@@ -8,7 +8,7 @@ import pytest
 from flaxattn.attention.dual_attention import DualAttention
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import kaiming_fan_out
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import dual_attention
 
 CASES = [
@@ -26,7 +26,7 @@ CASES = [
         {},
         lambda: dual_attention.ChannelOnly(32),
         "articles",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
     *[
         Case(
@@ -34,7 +34,7 @@ CASES = [
             {},
             lambda alpha=alpha, beta=beta: dual_attention.DualAttention(32, alpha=alpha, beta=beta),
             "articles",
-            maps=((13, 7),),
+            on=Inputs(maps=((13, 7),)),
         )
         for task, beta, alpha in (
             ("classification", 0.7, 0.3),

@@ -9,7 +9,7 @@ from flaxattn.attention.dynamic_conv import stepped_temperature_at, temperature_
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Conv
 from tests.attention import contract
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference.mixture import DynamicConv2d
 
 SMALL = ((13, 7),)
@@ -20,14 +20,14 @@ CASES = [
         {"features": 24, "groups": 4, "strides": 2, "dilation": 2, "use_bias": False},
         lambda: DynamicConv2d(32, 24, 8, groups=4, stride=2, dilation=2, bias=False),
         "port",
-        maps=SMALL,
+        on=Inputs(maps=SMALL),
     ),
     Case(
         ("dynamic_conv, depthwise",),
         {"features": 32, "groups": 32, "num_kernels": 3, "temperature": 30.0},
         lambda: DynamicConv2d(32, 32, 8, groups=32, K=3, tau=30.0),
         "port",
-        maps=SMALL,
+        on=Inputs(maps=SMALL),
     ),
     Case(("dynamic_conv",), {"features": 32}, lambda: DynamicConv2d(32, 32, 8), "port"),
     Case(
@@ -35,15 +35,14 @@ CASES = [
         {"features": 32},
         lambda: DynamicConv2d(3, 32, 4, tau=34.0),
         "port",
-        maps=SMALL,
-        features=3,
+        on=Inputs(maps=SMALL, features=3),
     ),
     Case(
         ("dynamic_conv.port",),
         {"features": 32},
         lambda: DynamicConv2d(32, 32, 9, tau=34.0),
         "port",
-        maps=SMALL,
+        on=Inputs(maps=SMALL),
     ),
 ]
 

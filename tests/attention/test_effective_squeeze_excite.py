@@ -5,7 +5,7 @@ from flax import linen as nn
 
 from flaxattn.attention import EffectiveSqueezeExcite
 from tests.attention import contract
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import effective_squeeze_excite
 from tests.torch_reference.dual_attention import Hardsigmoid
 from tests.torch_reference.torchvision_shim import timm
@@ -22,21 +22,21 @@ CASES = [
         {},
         lambda: effective_squeeze_excite.ESEModule(32),
         "official",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
     Case(
         ("ese.timm_max",),
         {},
         lambda: timm.layers.EffectiveSEModule(32, add_maxpool=True, gate_layer=Hardsigmoid),
         "timm",
-        maps=((13, 7), (1, 1)),
+        on=Inputs(maps=((13, 7), (1, 1))),
     ),
     Case(
         ("ese.timm_max, after the authors'",),
         {},
         lambda: effective_squeeze_excite.ESEModule(32, add_max=True),
         "official",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
 ]
 

@@ -8,7 +8,7 @@ from flaxattn.attention import EfficientChannel
 from flaxattn.attention.efficient_channel import _convolved, _sum_of_taps
 from flaxattn.errors import InputError
 from tests.attention import contract, parity
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import efficient_channel
 from tests.torch_reference.torchvision_shim import timm
 
@@ -33,14 +33,14 @@ CASES = [
         {},
         lambda: timm.layers.create_attn("ecam", 32),
         "timm",
-        maps=((13, 7), (1, 1)),
+        on=Inputs(maps=((13, 7), (1, 1))),
     ),
     Case(
         ("eca.timm_mlp, wider",),
         {"kernel_size": 5, "reduction": 2},
         lambda: efficient_channel.TwoLayers(16, 5),
         "timm",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
     Case(("ceca", "eca.circular"), {}, lambda: timm.layers.CecaModule(32), "timm"),
     Case(
@@ -48,8 +48,7 @@ CASES = [
         {"kernel_size": 5},
         lambda: timm.layers.CecaModule(kernel_size=5),
         "timm",
-        maps=((13, 7),),
-        features=2,
+        on=Inputs(maps=((13, 7),), features=2),
     ),
 ]
 

@@ -7,7 +7,7 @@ from flax import linen as nn
 from flaxattn.attention import EfficientLocal
 from flaxattn.errors import InputError
 from tests.attention import contract
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import efficient_local
 from tests.torch_reference.torchvision_shim import timm
 
@@ -18,8 +18,7 @@ CASES = [
         {},
         lambda: efficient_local.EfficientLocal(32, 5, num_groups=32),
         "circulating",
-        maps=((13, 7),),
-        refused=((1, 1),),
+        on=Inputs(maps=((13, 7),), refused=((1, 1),)),
     ),
     # One value in each group, which the norm takes away: of a single sample torch refuses that.
     Case(
@@ -27,8 +26,7 @@ CASES = [
         {},
         lambda: efficient_local.EfficientLocal(32, 5, num_groups=32),
         "circulating",
-        maps=((1, 1),),
-        batches=(4,),
+        on=Inputs(maps=((1, 1),), batches=(4,)),
         cancelled=("conv.weight", "gn.weight"),
     ),
     Case(
@@ -36,15 +34,14 @@ CASES = [
         {},
         lambda: efficient_local.EfficientLocal(32, 5, groups=4),
         "circulating",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
     Case(
         ("ela.large",),
         {},
         lambda: efficient_local.EfficientLocal(32, 7, groups=4),
         "circulating",
-        maps=((13, 7),),
-        refused=((1, 1),),
+        on=Inputs(maps=((13, 7),), refused=((1, 1),)),
     ),
     # The norm all but takes the kernel's scale away: torch's own float32 gradient is 4e-4 off.
     Case(
@@ -52,7 +49,7 @@ CASES = [
         {},
         lambda: efficient_local.EfficientLocal(32, 7, groups=4),
         "circulating",
-        maps=((1, 1),),
+        on=Inputs(maps=((1, 1),)),
         cancelled=("conv.weight",),
     ),
     Case(("ela.timm",), {}, lambda: timm.layers.coord_attn.EfficientLocalAttn(32), "timm"),
@@ -61,7 +58,7 @@ CASES = [
         {"skip": True, "use_bias": True},
         lambda: timm.layers.coord_attn.EfficientLocalAttn(32, has_skip=True, bias=True),
         "timm",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
 ]
 

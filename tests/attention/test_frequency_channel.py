@@ -7,7 +7,7 @@ from flaxattn.attention import FrequencyChannel, SqueezeExcite
 from flaxattn.attention.frequency_channel import FREQUENCIES, _as_products, _as_sums, cosines
 from flaxattn.errors import InputError
 from tests.attention import contract, parity
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference.frequency_channel import FcaLayer, X, Y
 
 CASES = [
@@ -17,14 +17,14 @@ CASES = [
         {},
         lambda: FcaLayer(32, 7, 14),
         "official",
-        maps=((7, 14), (13, 20), (2, 15)),
+        on=Inputs(maps=((7, 14), (13, 20), (2, 15))),
     ),
     Case(
         ("fca, low8",),
         {"dct_size": (28, 14), "reduction": 4, "frequencies": "low8"},
         lambda: FcaLayer(32, 28, 14, 4, "low", 8),
         "official",
-        maps=((28, 14),),
+        on=Inputs(maps=((28, 14),)),
     ),
 ]
 

@@ -7,7 +7,7 @@ from flax import linen as nn
 from flaxattn.attention import GatedChannel
 from flaxattn.errors import InputError
 from tests.attention import contract, parity
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import gated_channel
 
 CASES = [
@@ -22,7 +22,7 @@ CASES = [
         {"embedding": "l1"},
         lambda: gated_channel.GatedChannel(32, "l1"),
         "official",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
 ]
 

@@ -9,7 +9,7 @@ from flaxattn import weights
 from flaxattn.attention import GatherExcite, SqueezeExcite
 from flaxattn.errors import InputError
 from tests.attention import contract
-from tests.attention.parity import MAPS, Case, per_sample
+from tests.attention.parity import MAPS, Case, Inputs, per_sample
 from tests.torch_reference import gather_excite
 from tests.torch_reference.torchvision_shim import timm
 
@@ -42,7 +42,7 @@ CASES = [
             {"extent": extent},
             lambda extent=extent: timm.layers.GatherExcite(32, extent=extent, use_mlp=False),
             None,
-            maps=maps,
+            on=Inputs(maps=maps),
             refuses=never,
         )
         for extent, maps in ((2, ((13, 7),)), (4, ((56, 56), (13, 7), (1, 1))), (8, ((13, 7),)))
@@ -53,8 +53,8 @@ CASES = [
             {"reduction": 4},
             conv(variant == "theta_plus", size),
             "timm",
-            maps=(size,),
-            refused=tuple({*MAPS} - {size}),  # timm's layer is for maps of one size
+            on=Inputs(maps=(size,), refused=tuple({*MAPS} - {size})),
+            # timm's layer is for maps of one size
             refuses=per_sample,
         )
         for variant, size, rows in (
@@ -73,7 +73,7 @@ CASES = [
             {"extent": extent, "reduction": 4},
             conv(variant == "theta_plus", None, extent=extent),
             "timm",
-            maps=maps,
+            on=Inputs(maps=maps),
             refuses=one_value(extent),
         )
         for variant, extent, maps in (
@@ -87,7 +87,7 @@ CASES = [
         {"reduction": 4},
         lambda: gather_excite.GatherExcite(32, mlp=True, relu=False, reduction=4),
         "timm",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
         refuses=never,
     ),
     Case(
@@ -95,7 +95,7 @@ CASES = [
         {"gather": "conv", "extent": 4, "reduction": 4},
         conv(True, None, extent=4, relu=False, momentum=0.1),
         "timm",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
         refuses=one_value(4),
     ),
 ]

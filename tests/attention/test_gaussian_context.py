@@ -6,7 +6,7 @@ import pytest
 from flaxattn.attention import GaussianContext
 from flaxattn.errors import InputError
 from tests.attention import contract, parity
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import gaussian_context
 
 CASES = [
@@ -16,14 +16,14 @@ CASES = [
         {},
         lambda: gaussian_context.GaussianContext((1.0, 4.0)),
         None,
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
     Case(
         ("gct.changzy00",),
         {},
         gaussian_context.GaussianContextPort,
         "changzy00",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
 ]
 

@@ -10,13 +10,13 @@ import pytest
 from flaxattn.attention.generalized import GeneralizedAttention
 from flaxattn.errors import InputError
 from tests.attention import contract, parity
-from tests.attention.parity import FEATURES, Case
+from tests.attention.parity import FEATURES, Case, Inputs
 from tests.torch_reference import generalized
 
 
 def case(row, theirs, maps=((13, 7),), **fields):
     reference = partial(generalized.GeneralizedAttention, FEATURES, **theirs)
-    return Case((row,), fields, reference, "mmcv", maps=maps)
+    return Case((row,), fields, reference, "mmcv", on=Inputs(maps=maps))
 
 
 CASES = [

@@ -6,7 +6,7 @@ import pytest
 from flaxattn.attention import GlobalContext
 from flaxattn.errors import InputError
 from tests.attention import contract
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import global_context
 from tests.torch_reference.torchvision_shim import timm
 
@@ -24,7 +24,7 @@ CASES = [
         {"reduction": 4, **BOTH},
         lambda: global_context.ContextBlock(32, 8, "avg", ("channel_add", "channel_mul")),
         "official",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
     Case(("global_context.timm",), {}, lambda: timm.layers.GlobalContext(32), "timm"),
     Case(
@@ -32,14 +32,14 @@ CASES = [
         {},
         lambda: timm.layers.GlobalContext(32, fuse_add=True, fuse_scale=False),
         "timm",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
     Case(
         ("global_context.timm, average and both fusions",),
         BOTH,
         lambda: timm.layers.GlobalContext(32, use_attn=False, fuse_add=True),
         "timm",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
 ]
 

@@ -8,7 +8,7 @@ import pytest
 from flaxattn.attention import HaloAttention
 from flaxattn.errors import InputError
 from tests.attention import contract
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference.torchvision_shim import timm
 
 HaloAttn = timm.layers.halo_attn.HaloAttn
@@ -19,15 +19,14 @@ CASES = [
         {"features": 32},
         lambda: HaloAttn(32),
         "timm",
-        maps=((16, 8),),
-        refused=((13, 7), (1, 1)),
+        on=Inputs(maps=((16, 8),), refused=((13, 7), (1, 1))),
     ),
     Case(
         ("halo, a wide halo, strided queries",),
         {"features": 48, "strides": 2, "num_heads": 3, "block_size": 2, "qk_ratio": 0.4},
         lambda: HaloAttn(32, 48, stride=2, num_heads=3, block_size=2, qk_ratio=0.4),
         "timm",
-        maps=((8, 6),),
+        on=Inputs(maps=((8, 6),)),
     ),
     Case(
         ("halo, average_down",),
@@ -52,14 +51,14 @@ CASES = [
             dim_head=5,
         ),
         "timm",
-        maps=((8, 12),),
+        on=Inputs(maps=((8, 12),)),
     ),
     Case(
         ("halo, blocks of one",),
         {"features": 32, "block_size": 1, "halo_size": 0},
         lambda: HaloAttn(32, block_size=1, halo_size=0),
         "timm",
-        maps=((1, 1),),
+        on=Inputs(maps=((1, 1),)),
     ),
 ]
 

@@ -8,7 +8,7 @@ import pytest
 from flaxattn.attention import LambdaLayer
 from flaxattn.errors import InputError
 from tests.attention import contract
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import lambda_layer
 
 CASES = [
@@ -17,22 +17,22 @@ CASES = [
         {"features": 32},
         lambda: lambda_layer.LambdaLayer(32, r=23),
         "timm",
-        maps=((13, 7), (1, 1)),
+        on=Inputs(maps=((13, 7), (1, 1))),
     ),
     Case(
         ("lambda.timm",),
         {"features": 32, "strides": 2, "num_heads": 8, "qkv_bias": True},
         lambda: lambda_layer.LambdaLayer(32, stride=2, num_heads=8, qkv_bias=True),
         "timm",
-        maps=((28, 14),),
-        refused=((13, 7), (1, 1)),  # strides that do not divide the map
+        on=Inputs(maps=((28, 14),), refused=((13, 7), (1, 1))),
+        # strides that do not divide the map
     ),
     Case(
         ("lambda, the whole map",),
         {"features": 32, "kernel_size": None, "key_features": 5},
         lambda: lambda_layer.LambdaLayer(32, feat_size=(13, 7), r=None, dim_head=5),
         "timm",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
 ]
 

@@ -10,7 +10,7 @@ import pytest
 from flaxattn.attention import LargeKernel, LargeSeparableKernel
 from flaxattn.errors import InputError
 from tests.attention import contract
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import large_kernel
 
 # From the authors' models/van.py: sizes of both kernels, and the dilation.
@@ -30,10 +30,20 @@ def separable(kernel_size):
 
 CASES = [
     Case(("lka",), {}, lambda: large_kernel.LKA(32), "official"),
-    Case(("lka.official",), {}, lambda: large_kernel.LKA(32), "official", maps=((13, 7),)),
+    Case(
+        ("lka.official",), {}, lambda: large_kernel.LKA(32), "official", on=Inputs(maps=((13, 7),))
+    ),
     Case(("lska",), {}, separable(23), "official"),
-    Case(("lska.official",), {"kernel_size": 7}, separable(7), "official", maps=((13, 7),)),
-    Case(("lska, k = 53",), {"kernel_size": 53}, separable(53), "official", maps=((13, 7),)),
+    Case(
+        ("lska.official",), {"kernel_size": 7}, separable(7), "official", on=Inputs(maps=((13, 7),))
+    ),
+    Case(
+        ("lska, k = 53",),
+        {"kernel_size": 53},
+        separable(53),
+        "official",
+        on=Inputs(maps=((13, 7),)),
+    ),
 ]
 
 

@@ -10,7 +10,7 @@ from flaxattn import weights
 from flaxattn.attention import MultiHeadAttention
 from flaxattn.errors import InputError
 from tests.attention import contract, parity
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import multi_head
 
 CASES = [
@@ -19,21 +19,21 @@ CASES = [
         {"num_heads": 4},
         lambda: multi_head.TimmAttention(32, num_heads=4, qkv_bias=True),
         "timm",
-        maps=((13, 7), (1, 1)),
+        on=Inputs(maps=((13, 7), (1, 1))),
     ),
     Case(
         ("multi_head, torch's names, chunked",),
         {"query_chunk": 40},
         lambda: multi_head.TorchAttention(32, 8),
         "torch",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
     Case(
         ("multi_head, qkv_bias=False",),
         {"qkv_bias": False},
         lambda: multi_head.TimmAttention(32, num_heads=8),
         "timm",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
 ]
 

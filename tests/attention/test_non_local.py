@@ -12,7 +12,7 @@ from flaxattn.attention.non_local import MODES, NonLocal, max_pool_by_two, zero_
 from flaxattn.errors import InputError
 from flaxattn.layers.widths import reduced_features
 from tests.attention import contract, parity
-from tests.attention.parity import FEATURES, Case
+from tests.attention.parity import FEATURES, Case, Inputs
 from tests.torch_reference import non_local
 from tests.torch_reference.torchvision_shim import timm
 
@@ -37,8 +37,7 @@ CASES = [
         {},
         alexhex7(),
         "alexhex7",
-        maps=ODD,
-        refused=((1, 1),),
+        on=Inputs(maps=ODD, refused=((1, 1),)),
         cancelled=("g.0.bias", "W.0.bias", "phi.0.bias"),
     ),
     Case(
@@ -46,11 +45,16 @@ CASES = [
         {},
         lambda: non_local.Official(FEATURES),
         None,
-        maps=ODD,
-        refused=((1, 1),),
+        on=Inputs(maps=ODD, refused=((1, 1),)),
         cancelled=("g.bias", "out.bias", "phi.bias"),
     ),
-    Case(("non_local.mmcv",), {}, lambda: non_local.MMCV(FEATURES), "mmcv", maps=(*ODD, (1, 1))),
+    Case(
+        ("non_local.mmcv",),
+        {},
+        lambda: non_local.MMCV(FEATURES),
+        "mmcv",
+        on=Inputs(maps=(*ODD, (1, 1))),
+    ),
     # 144 / 8 = 18 would round to 16, which is more than a tenth less.
     *[
         Case(
@@ -58,9 +62,8 @@ CASES = [
             {},
             partial(timm.layers.NonLocalAttn, features),
             "timm",
-            maps=maps,
+            on=Inputs(maps=maps, features=features),
             exact=True,
-            features=features,
             cancelled=("g.bias", "z.bias", "p.bias"),
         )
         for row, features, maps in (
@@ -74,7 +77,7 @@ CASES = [
             {"mode": mode, "norm": None},
             alexhex7(mode=mode, bn_layer=False),
             "alexhex7_no_norm",
-            maps=ODD,
+            on=Inputs(maps=ODD),
         )
         for mode in MODES[1:]
     ],
@@ -83,7 +86,7 @@ CASES = [
         {"mode": "concatenation", "norm": None, "query_chunk": 40},
         alexhex7(mode="concatenation", sub_sample=False, bn_layer=False),
         "alexhex7_no_pool_no_norm",
-        maps=ODD,
+        on=Inputs(maps=ODD),
     ),
     Case(
         ("non_local.mmcv, concatenation, pooled, BatchNorm",),
@@ -95,7 +98,7 @@ CASES = [
         },
         partial(non_local.MMCV, FEATURES, "concatenation", sub_sample=True, norm=True),
         "mmcv_pool",
-        maps=ODD,
+        on=Inputs(maps=ODD),
     ),
     *[
         Case(
@@ -103,7 +106,7 @@ CASES = [
             {},
             alexhex7(dimension=len(size)),
             "alexhex7",
-            maps=(size,),
+            on=Inputs(maps=(size,)),
             cancelled=("g.0.bias", "W.0.bias", "phi.0.bias"),
         )
         for size in ((9,), (3, 5, 4))

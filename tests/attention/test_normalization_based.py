@@ -9,7 +9,7 @@ from flaxattn.attention import NormalizationBased
 from flaxattn.errors import InputError
 from flaxattn.layers.norm import BatchNorm
 from tests.attention import contract, parity
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import normalization_based
 
 CASES = [
@@ -20,22 +20,21 @@ CASES = [
         {},
         lambda: normalization_based.Att(32, 13 * 7),
         "official",
-        maps=((13, 7),),
-        refused=((56, 56), (1, 1)),
+        on=Inputs(maps=((13, 7),), refused=((56, 56), (1, 1))),
     ),
     Case(
         ("nam.channel_spatial, 56x56",),
         {},
         lambda: normalization_based.Att(32, 56 * 56),
         "official",
-        maps=((56, 56),),
+        on=Inputs(maps=((56, 56),)),
     ),
     Case(
         ("nam.channel_spatial, 1x1",),
         {},
         lambda: normalization_based.Att(32, 1),
         "official",
-        maps=((1, 1),),
+        on=Inputs(maps=((1, 1),)),
     ),
 ]
 

@@ -38,7 +38,7 @@ def test_matches_reference(case, shape, dtype, record_property):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.rows[-1])
 def test_weights_come_back_bit_for_bit(case):
     contract.check_round_trip(
-        case.layer, case.reference(), case.naming, (1, *case.maps[0], case.features)
+        case.layer, case.reference(), case.naming, (1, *case.on.maps[0], case.on.features)
     )
 
 

@@ -9,7 +9,7 @@ from flax import linen as nn
 from flaxattn.attention import PolarizedAttention
 from flaxattn.errors import InputError
 from tests.attention import contract
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import polarized
 
 CASES = [
@@ -19,7 +19,7 @@ CASES = [
         {"sequential": True},
         lambda: polarized.PolarizedPaper(32, sequential=True),
         "fightingcv",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
     Case(("polarized.official_parallel",), {}, lambda: polarized.PSAp(32), "official"),
     Case(("polarized.official_sequential",), {}, lambda: polarized.PSAs(32), "official"),

@@ -8,7 +8,7 @@ import pytest
 from flaxattn.attention.psanet import PSANet
 from flaxattn.errors import InputError
 from tests.attention import contract, parity
-from tests.attention.parity import FEATURES, Case
+from tests.attention.parity import FEATURES, Case, Inputs
 from tests.torch_reference.psanet import PSA
 
 
@@ -27,12 +27,13 @@ def case(row, mask, *, shape=(13, 7), query_chunk=None, **fields):
         {"features": FEATURES, "hidden": 8, "query_chunk": query_chunk, **fields},
         lambda: PSA(FEATURES, mask, **theirs),
         "semseg",
-        maps=(shape,),
+        on=Inputs(maps=(shape,)),
     )
 
 
 def large(row, **fields):
-    return case(row, (7, 9), shape=(56, 56), mask_size=(7, 9), **fields)._replace(slow=True)
+    found = case(row, (7, 9), shape=(56, 56), mask_size=(7, 9), **fields)
+    return found._replace(on=found.on._replace(slow=True))
 
 
 CASES = [

@@ -7,7 +7,7 @@ from flax import linen as nn
 from flaxattn.attention import PyramidSqueeze
 from flaxattn.errors import InputError
 from tests.attention import contract
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference.pyramid_squeeze import PSAModule
 
 # 56x56 would take half a minute on a CPU, in the gradients of the 9x9 convolution.
@@ -17,16 +17,14 @@ CASES = [
         {"features": 128, "strides": 2},
         lambda: PSAModule(64, 128, stride=2, reverse=False),
         "official",
-        maps=((13, 7),),
-        features=64,
+        on=Inputs(maps=((13, 7),), features=64),
     ),
     Case(
         ("pyramid_squeeze.official",),
         {"features": 64},
         lambda: PSAModule(64, 64),
         "official",
-        maps=((14, 14), (13, 7), (1, 1)),
-        features=64,
+        on=Inputs(maps=((14, 14), (13, 7), (1, 1)), features=64),
     ),
 ]
 

@@ -7,7 +7,7 @@ from flax import linen as nn
 from flaxattn.attention import SCACNN
 from flaxattn.errors import InputError
 from tests.attention import contract, parity
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import sca_cnn
 
 # The last bias of either softmax has no gradient and the first one's is small: sums that cancel,
@@ -20,8 +20,7 @@ CASES = [
         {"hidden_features": 16},
         lambda: sca_cnn.SCACNN(FEW, 16),
         "official",
-        maps=((7, 7), (13, 7), (1, 1)),
-        features=FEW,
+        on=Inputs(maps=((7, 7), (13, 7), (1, 1)), features=FEW),
         exact=True,
     ),
     Case(
@@ -29,16 +28,14 @@ CASES = [
         {"hidden_features": 16},
         lambda: sca_cnn.SCACNN(FEW, 16, layer="res5c", misplaced=True),
         "official_res5c",
-        maps=((13, 7),),
-        features=FEW,
+        on=Inputs(maps=((13, 7),), features=FEW),
     ),
     Case(
         ("sca_cnn.spatial_channel",),
         {"hidden_features": 16},
         lambda: sca_cnn.SCACNN(FEW, 16, spatial_first=True),
         "official",
-        maps=((13, 7),),
-        features=FEW,
+        on=Inputs(maps=((13, 7),), features=FEW),
     ),
 ]
 

@@ -7,7 +7,7 @@ from flax import linen as nn
 from flaxattn.attention import SecondOrderPooling
 from flaxattn.errors import InputError
 from tests.attention import contract
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import second_order_pooling
 
 CASES = [
@@ -22,14 +22,14 @@ CASES = [
         {"hidden": 16},
         lambda: second_order_pooling.GSoP(32, 16),
         "official",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
     Case(
         ("gsop, strides",),
         {"hidden": 8, "strides": 2},
         lambda: second_order_pooling.GSoP(32, 8, 2),
         "official",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
 ]
 

@@ -10,7 +10,7 @@ from flaxattn.attention import SelectiveKernel, create_attention
 from flaxattn.errors import InputError
 from flaxattn.models import create_model
 from tests.attention import contract, parity
-from tests.attention.parity import Case, per_sample
+from tests.attention.parity import Case, Inputs, per_sample
 from tests.torch_reference.selective_kernel import (
     SelectiveKernelInsight,
     SelectiveKernelUnit,
@@ -37,7 +37,7 @@ CASES = [
         {"features": 32, "kernel_sizes": (3, 5, 7), "groups": 8},
         lambda: SelectiveKernelUnit(32, 3, groups=8, momentum=0.05),
         "timm",
-        maps=SMALL,
+        on=Inputs(maps=SMALL),
         refuses=per_sample,
         exact=True,
     ),
@@ -46,7 +46,7 @@ CASES = [
         {"features": 32},
         lambda: SelectiveKernelUnit(32, momentum=0.05),
         "timm",
-        maps=SMALL,
+        on=Inputs(maps=SMALL),
         refuses=per_sample,
         exact=True,
     ),
@@ -55,7 +55,7 @@ CASES = [
         {"features": 32},
         lambda: SelectiveKernelInsight(32),
         "insight",
-        maps=((13, 7), (1, 1)),
+        on=Inputs(maps=((13, 7), (1, 1))),
         refuses=per_sample,
         exact=True,
     ),
@@ -64,7 +64,7 @@ CASES = [
         {"features": 32, "split_input": False, "dilated": False},
         lambda: timm.layers.SelectiveKernel(32, split_input=False, keep_3x3=False),
         "timm",
-        maps=SMALL,
+        on=Inputs(maps=SMALL),
         refuses=per_sample,
         exact=True,
     ),
@@ -73,7 +73,7 @@ CASES = [
         {"features": 32},
         lambda: timm.layers.SelectiveKernel(32),
         "timm",
-        maps=((13, 7), (1, 1)),
+        on=Inputs(maps=((13, 7), (1, 1))),
         refuses=per_sample,
         exact=True,
     ),
@@ -82,7 +82,7 @@ CASES = [
         {"features": 32, "softmax": True},
         lambda: SkNet(32, softmax=True),
         "articles",
-        maps=SMALL,
+        on=Inputs(maps=SMALL),
     ),
     Case(("sk.article_s2",), {"features": 32}, lambda: SkNet(32), "articles"),
 ]

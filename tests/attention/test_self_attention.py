@@ -8,7 +8,7 @@ import pytest
 from flaxattn.attention.self_attention import SelfAttention
 from flaxattn.errors import InputError
 from tests.attention import parity
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import self_attention
 
 CASES = [
@@ -29,7 +29,7 @@ CASES = [
             {"query_chunk": query_chunk},
             lambda: self_attention.SelfAttention(32),
             "articles",
-            maps=((13, 7),),
+            on=Inputs(maps=((13, 7),)),
         )
         for query_chunk in (1, 40, 10_000)
     ],

@@ -9,7 +9,7 @@ from flax import linen as nn
 from flaxattn.attention import ShuffleAttention
 from flaxattn.errors import InputError
 from tests.attention import contract
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import shuffle_attention
 
 CASES = [
@@ -18,8 +18,7 @@ CASES = [
         {"groups": 4},
         lambda: shuffle_attention.ShuffleAttention(32, 4),
         "official",
-        maps=((56, 56), (13, 7)),
-        refused=((1, 1),),
+        on=Inputs(maps=((56, 56), (13, 7)), refused=((1, 1),)),
     ),
     # The norm of a single value is zero, and so is its scale's gradient.
     Case(
@@ -27,7 +26,7 @@ CASES = [
         {"groups": 4},
         lambda: shuffle_attention.ShuffleAttention(32, 4),
         "official",
-        maps=((1, 1),),
+        on=Inputs(maps=((1, 1),)),
         cancelled=("gn.weight",),
     ),
     Case(
@@ -35,7 +34,7 @@ CASES = [
         {"groups": 16},
         lambda: shuffle_attention.ShuffleAttention(32, 16),
         "official",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
 ]
 

@@ -6,7 +6,7 @@ import pytest
 from flaxattn.attention import SimAM
 from flaxattn.errors import InputError
 from tests.attention import contract, parity
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import simam
 
 CASES = [
@@ -15,16 +15,14 @@ CASES = [
         {},
         simam.SimAM,
         "official",
-        maps=((56, 56), (13, 7), (1, 2)),
-        refused=((1, 1),),
+        on=Inputs(maps=((56, 56), (13, 7), (1, 2)), refused=((1, 1),)),
     ),
     Case(
         ("simam.official_imagenet",),
         {},
         lambda: simam.SimAM(0.1),
         "official",
-        maps=((13, 7),),
-        refused=((1, 1),),
+        on=Inputs(maps=((13, 7),), refused=((1, 1),)),
     ),
 ]
 

@@ -8,7 +8,7 @@ from flax import linen as nn
 from flaxattn.attention import SimplifiedPSA
 from flaxattn.errors import InputError
 from tests.attention import contract, parity
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import simplified_psa
 from tests.torch_reference import simplified_psa as reference
 
@@ -31,8 +31,8 @@ CASES = [
             {"features": height * width},
             lambda features=height * width: simplified_psa.PSAModule(32, features),
             "articles",
-            maps=((height, width),),
-            refused=parity.MAPS,  # by both sides: these have other numbers of positions
+            on=Inputs(maps=((height, width),), refused=parity.MAPS),
+            # by both sides: these have other numbers of positions
         )
         for height, width in ((16, 16), (13, 7), (4, 8), (1, 2))
     ],

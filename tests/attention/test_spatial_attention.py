@@ -9,7 +9,7 @@ from flaxattn.attention import SpatialAttention
 from flaxattn.attention.spatial_attention import channel_max
 from flaxattn.errors import InputError
 from tests.attention import contract, parity
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import spatial_attention
 from tests.torch_reference.torchvision_shim import timm
 
@@ -29,7 +29,7 @@ CASES = [
         {},
         timm.layers.cbam.LightSpatialAttn,
         "timm",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
         exact=True,
     ),
     Case(

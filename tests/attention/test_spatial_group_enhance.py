@@ -9,7 +9,7 @@ import torch
 from flaxattn.attention import SpatialGroupEnhance
 from flaxattn.errors import InputError
 from tests.attention import contract
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import spatial_group_enhance
 
 CASES = [
@@ -18,8 +18,7 @@ CASES = [
         {"groups": 8},
         lambda: spatial_group_enhance.SpatialGroupEnhance(8),
         "official",
-        maps=((56, 56), (13, 7), (1, 2)),
-        refused=((1, 1),),
+        on=Inputs(maps=((56, 56), (13, 7), (1, 2)), refused=((1, 1),)),
     ),
 ]
 

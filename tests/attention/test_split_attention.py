@@ -8,7 +8,7 @@ from torch import nn as torch_nn
 from flaxattn.attention import SplitAttention
 from flaxattn.errors import InputError
 from tests.attention import contract
-from tests.attention.parity import Case, per_sample
+from tests.attention.parity import Case, Inputs, per_sample
 from tests.torch_reference.split_attention import SplAtConv2d
 from tests.torch_reference.torchvision_shim import timm
 
@@ -26,8 +26,7 @@ CASES = [
         {"features": 24, "groups": 2, "radix": 3, "dilation": 2},
         lambda: SplAtConv2d(36, 24, groups=2, radix=3, dilation=2),
         "official",
-        maps=SMALL,
-        features=36,
+        on=Inputs(maps=SMALL, features=36),
         refuses=per_sample,
         exact=True,
         cancelled=("fc1.bias",),
@@ -37,7 +36,7 @@ CASES = [
         {"features": 32, "radix": 1, "strides": 2},
         lambda: SplAtConv2d(32, 32, radix=1, stride=2),
         "official",
-        maps=SMALL,
+        on=Inputs(maps=SMALL),
         refuses=per_sample,
         exact=True,
         cancelled=("fc1.bias",),
@@ -47,7 +46,7 @@ CASES = [
         {"features": 32},
         lambda: SplAtConv2d(32, 32),
         "official",
-        maps=((13, 7), (1, 1)),
+        on=Inputs(maps=((13, 7), (1, 1))),
         refuses=per_sample,
         exact=True,
         cancelled=("fc1.bias",),
@@ -57,7 +56,7 @@ CASES = [
         {"features": 32},
         lambda: SplAtConv2d(32, 32),
         "official",
-        maps=SMALL,
+        on=Inputs(maps=SMALL),
         refuses=per_sample,
         exact=True,
         cancelled=("fc1.bias",),
@@ -67,8 +66,7 @@ CASES = [
         {"features": 136, "groups": 2, "radix": 4},
         lambda: timms(136, groups=2, radix=4),
         "timm",
-        maps=SMALL,
-        features=136,
+        on=Inputs(maps=SMALL, features=136),
         refuses=per_sample,
         exact=True,
         cancelled=("fc1.bias",),

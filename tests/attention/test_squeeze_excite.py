@@ -9,7 +9,7 @@ from flaxattn.attention import SqueezeExcite
 from flaxattn.errors import InputError
 from flaxattn.layers.widths import reduced_features
 from tests.attention import contract
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import squeeze_excite
 from tests.torch_reference.dual_attention import Hardsigmoid
 from tests.torch_reference.torchvision_shim import timm, torchvision
@@ -40,7 +40,7 @@ CASES = [
         {"reduction": 4},
         lambda: timm.models._efficientnet_blocks.SqueezeExcite(32, act_layer=torch.nn.SiLU),
         "timm_efficientnet",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
     Case(
         ("mobilenet_v3_se", "se.mobilenet_v3"),

@@ -7,7 +7,7 @@ from flax import linen as nn
 from flaxattn.attention import StripAttention
 from flaxattn.errors import InputError
 from tests.attention import contract
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference.torchvision_shim import timm
 
 CASES = [
@@ -17,14 +17,14 @@ CASES = [
         {"kernel_size": 5, "use_bias": True, "skip": True},
         lambda: timm.layers.coord_attn.StripAttn(32, kernel_size=5, bias=True, has_skip=True),
         "timm",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
     Case(
         ("strip.timm, no convolutions",),
         {"kernel_size": None},
         lambda: timm.layers.coord_attn.StripAttn(32, use_conv=False),
         "timm",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
 ]
 

@@ -7,7 +7,7 @@ import torch
 from flaxattn.attention import StyleRecalibration
 from flaxattn.errors import InputError
 from tests.attention import contract
-from tests.attention.parity import Case, per_sample
+from tests.attention.parity import Case, Inputs, per_sample
 from tests.torch_reference import style_recalibration
 
 # Exact: on large maps the statistics of four samples of noise are so alike that batch norm,
@@ -19,8 +19,7 @@ CASES = [
         {},
         lambda: style_recalibration.SRMLayer(32),
         "official",
-        maps=((56, 56), (13, 7), (1, 2)),
-        refused=((1, 1),),
+        on=Inputs(maps=((56, 56), (13, 7), (1, 2)), refused=((1, 1),)),
         refuses=per_sample,
         exact=True,
     ),
@@ -29,8 +28,7 @@ CASES = [
         {},
         lambda: style_recalibration.SRMPort(32),
         "changzy00",
-        maps=((13, 7),),
-        refused=((1, 1),),
+        on=Inputs(maps=((13, 7),), refused=((1, 1),)),
         refuses=per_sample,
         exact=True,
     ),

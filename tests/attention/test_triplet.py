@@ -7,7 +7,7 @@ from flax import linen as nn
 from flaxattn.attention import TripletAttention
 from flaxattn.errors import InputError
 from tests.attention import contract, parity
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import triplet
 
 MODELS = ("ChannelGateH.spatial", "ChannelGateW.spatial", "SpatialGate.spatial")
@@ -27,14 +27,14 @@ CASES = [
         {},
         lambda: triplet.TripletAttention(names=MODELS),
         "official_models",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
     Case(
         ("triplet, no spatial",),
         {"no_spatial": True},
         lambda: triplet.TripletAttention(no_spatial=True),
         "official",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
 ]
 

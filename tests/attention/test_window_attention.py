@@ -10,7 +10,7 @@ from flaxattn.attention import WindowAttention
 from flaxattn.attention.window_attention import _relative_position_index, _seams
 from flaxattn.errors import InputError
 from tests.attention import contract
-from tests.attention.parity import Case
+from tests.attention.parity import Case, Inputs
 from tests.torch_reference import window_attention
 from tests.torch_reference.torchvision_shim import timm
 
@@ -25,15 +25,15 @@ CASES = [
         {"num_heads": 4, "shift_size": 3},
         lambda: Timm(32, 4, shift_size=3),
         "timm",
-        maps=((13, 7), (21, 14)),
-        refused=((1, 1),),  # there timm shrinks its windows
+        on=Inputs(maps=((13, 7), (21, 14)), refused=((1, 1),)),
+        # there timm shrinks its windows
     ),
     Case(
         ("window.timm, plain",),
         {"num_heads": 4, "window_size": 4, "qkv_bias": False},
         lambda: Timm(32, 4, window_size=4, qkv_bias=False),
         "timm",
-        maps=((13, 7),),
+        on=Inputs(maps=((13, 7),)),
     ),
 ]
 
