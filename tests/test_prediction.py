@@ -102,14 +102,6 @@ def test_more_images_than_a_batch(loaded, pictures, monkeypatch):
         )
 
 
-def test_sixteen_bits_of_grey(tmp_path):
-    from flaxattn.prediction import open_image
-
-    grey = np.arange(0, 2**16, 2**6, dtype=np.uint16).reshape(32, 32)
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "grey.png")), grey >> 8)
-
-
 def test_what_cannot_be_predicted(loaded, pictures, tmp_path):
     model, variables, config = loaded
     given = {"preprocessing": weights.Preprocessing.of(config)}

@@ -1,9 +1,9 @@
 """PyTorch state dicts to Flax variables and back, bit for bit, without PyTorch."""
 
+from flaxattn.images.preprocessing import Preprocessing, class_names
 from flaxattn.layers.abstract_variables import abstract_variables
 from flaxattn.weights.convert import to_torch
 from flaxattn.weights.files import read, write
-from flaxattn.weights.preprocessing import Preprocessing, class_names
 from flaxattn.weights.pretrained import Pretrained, load, load_pretrained
 from flaxattn.weights.sources import Checkpoint, fetch
 
