@@ -42,9 +42,9 @@ def predict(
         images: paths of image files that Pillow reads.
         preprocessing: the weights' own: `Preprocessing.of(checkpoint.config)`.
         classes: a name for each class; None to name them by their number.
-        top: how many; all there are if that is fewer.
+        top: how many classes at most.
 
-    Raises InputError with the path of a file that is no complete image; for no images, a `top`
+    Raises InputError with the path of a file that is not a complete image; for no images, a `top`
     below 1, and numbers of classes or channels that are not the model's.
     """
     paths = [images] if isinstance(images, str | Path) else list(images)
@@ -58,7 +58,7 @@ def predict(
         return jax.nn.softmax(logits)
 
     variables = jax.device_put(variables)
-    answers = []
+    batches = []
     for start in range(0, len(paths), size):
         batch = np.zeros((size, *preprocessing.input_size), np.float32)
         chosen = paths[start : start + size]
@@ -71,8 +71,8 @@ def predict(
             if misfit is None:
                 raise
             raise misfit from error
-        answers.append(np.asarray(found, np.float64)[: len(chosen)])
-    return [_best(row, classes, top) for row in np.concatenate(answers)]
+        batches.append(np.asarray(found, np.float64)[: len(chosen)])
+    return [_best(row, classes, top) for row in np.concatenate(batches)]
 
 
 def _misfit(
@@ -85,9 +85,10 @@ def _misfit(
         wanted, shape = shapes[path].shape if path in shapes else (), np.shape(array)
         if path[-1] == "kernel" and wanted[-2:-1] == (channels,) != shape[-2:-1]:
             return InputError(
-                f"input_size={preprocessing.input_size} has {channels} channels, and the kernel "
-                f"{'/'.join(path[1:-1])} of these variables {shape[-2]}: use the preprocessing of "
-                f"these weights, or load them for such images (load_pretrained has grey=True)."
+                f"input_size={preprocessing.input_size} has {channels} channels, but the kernel "
+                f"{'/'.join(path[1:-1])} of these variables takes {shape[-2]}: use the "
+                f"preprocessing of these weights, or load them for such images (load_pretrained "
+                f"has grey=True)."
             )
     return None
 

@@ -12,19 +12,13 @@ from flaxattn.images.geometry import random_sides, random_window
 
 
 def random_erasing(
-    image: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    probability: float,
-    scale: tuple[float, float] = (0.02, 1 / 3),
-    ratio: tuple[float, float] = (0.3, 10 / 3),
-    value: float = 0,
+    image: np.ndarray, rng: np.random.Generator, *, probability: float
 ) -> np.ndarray:
-    """The image, in its own dtype; with `probability` a random rectangle of it holds `value`.
+    """The image, in its own dtype; with `probability` a random rectangle of it is zero.
 
-    The rectangle's area is drawn from `scale` times the image's and its height over width
-    log-uniformly from `ratio`; where ten draws do not fit inside, nothing is erased. After
-    `normalise` a value of 0 is the mean colour.
+    The rectangle has 0.02 to 1 / 3 of the area. Its height over width is log-uniform from 0.3 to
+    10 / 3. Where ten draws do not fit inside, nothing is erased. After `normalise` zero is the mean
+    colour.
 
     Zhong et al., "Random Erasing Data Augmentation", AAAI 2020, arXiv:1708.04896. Deviations: one
     value instead of noise, the ratio log-uniform and ten draws, as in torchvision.
@@ -32,10 +26,10 @@ def random_erasing(
     if rng.random() >= probability:
         return image
     height, width = image.shape[:2]
-    for h, w in random_sides(height * width, rng, scale, ratio):
+    for h, w in random_sides(height * width, rng, (0.02, 1 / 3), (0.3, 10 / 3)):
         if 0 < h < height and 0 < w < width:
             erased = image.copy()
-            erased[random_window(image, rng, h, w)] = value
+            erased[random_window(image, rng, h, w)] = 0
             return erased
     return image
 

@@ -42,14 +42,12 @@ def decode(image: Encoded, *, channels: int, name: str | None = None) -> np.ndar
         with pil.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
             return _pixels(opened, channels)
     except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:
-        if name is None:
-            name = str(image) if isinstance(image, str | Path) else "the image"
-        unknown_format = isinstance(error, pil.UnidentifiedImageError)
+        what = name or (image if isinstance(image, str | Path) else "the image")
         reason = getattr(error, "strerror", None) or error
+        if isinstance(error, pil.UnidentifiedImageError):
+            reason = "Pillow does not know its format"
         raise InputError(
-            f"{name} cannot be read as an image "
-            f"({'Pillow does not know its format' if unknown_format else reason}): "
-            f"put a complete image in its place."
+            f"{what} cannot be read as an image ({reason}): put a complete image in its place."
         ) from error
 
 
@@ -61,7 +59,7 @@ def to_pillow(image: np.ndarray) -> "Image.Image":
 
 def _pixels(image: "Image.Image", channels: int) -> np.ndarray:
     mode = _MODES[channels]
-    if image.mode.startswith("I;16"):  # Pillow's own conversion cuts off all above 255
+    if image.mode.startswith("I;16"):  # Pillow itself would make 255 of all above
         image = pillow().fromarray((np.asarray(image) >> 8).astype(np.uint8))
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels.reshape(*pixels.shape[:2], channels)

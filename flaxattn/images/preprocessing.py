@@ -100,7 +100,7 @@ class Preprocessing(NamedTuple):
         require_normalisation(channels, self.mean, self.std)
         if not self.crop_pct > 0:
             raise InputError(
-                f"crop_pct={self.crop_pct} keeps nothing: use a part above 0, as a rule up to 1."
+                f"crop_pct={self.crop_pct} must be above 0, and is at most 1 as a rule."
             )
         return self
 

@@ -95,8 +95,8 @@ def test_grey():
         ("mean", [0.5], "do not fit 3 channels"),
         ("std", [0.5, 0, 0.5], "do not fit 3 channels"),
         ("mean", "black", "cannot be read"),
-        ("crop_pct", -1, "keeps nothing"),
-        ("crop_pct", float("nan"), "keeps nothing"),
+        ("crop_pct", -1, "must be above 0"),
+        ("crop_pct", float("nan"), "must be above 0"),
     ],
 )
 def test_a_config_that_cannot_be(field, value, sentence):
