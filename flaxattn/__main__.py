@@ -29,7 +29,7 @@ from flaxattn.weights.naming import FLAX, OWN, tables
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; answers the exit status."""
+    """Runs one command; returns the exit status."""
     given = command_line().parse_args(arguments)
     run: Callable[[Any], None] = given.run
     try:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def command_line() -> argparse.ArgumentParser:
-    """All commands with their arguments; `run` is the function of the one that is given."""
+    """All commands with their arguments; `run` becomes the function of the given one."""
     parser = argparse.ArgumentParser(prog="python -m flaxattn", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -122,20 +122,22 @@ def _describe(given: argparse.Namespace) -> None:
         if given.name in ATTENTION or not difflib.get_close_matches(given.name, MODELS):
             raise
         raise unknown("mechanism or model", given.name, {*ATTENTION, *MODELS}) from None
-    _refuse(slots, f"{given.name} is a mechanism, not a model that has some")
+    _refuse(slots, f"{given.name} is a mechanism, and only models have slots")
     print(text)
 
 
 def _refuse(flags: dict[str, Any], reason: str) -> None:
-    """InputError for the flags of the other kind of name."""
+    """InputError for flags of models where the name is a mechanism's, and the reverse."""
     for flag, value in flags.items():
         if value is not None:
             raise InputError(f"--{flag} {value}: {reason}; leave it out.")
 
 
 def _placement(text: str) -> Any:
-    """A placement as it is written on a command line: se, or name=se,stages=3+4,reduction=8; False
-    for none, None for the model's own."""
+    """The placement in a text such as se or name=se,stages=3+4,reduction=8.
+
+    False stands for none, None for the model's own.
+    """
     if text in ("False", "None"):
         return _value(text)
     fields: dict[str, Any] = {}
@@ -158,13 +160,13 @@ def _value(text: str) -> Any:
 
 def _convert(given: argparse.Namespace) -> None:
     if given.to_naming is not None and given.to != "torch":
-        raise InputError(f"--to-naming {given.to_naming} is of torch's tensors: add --to torch.")
+        raise InputError(f"--to-naming {given.to_naming} names torch's tensors: add --to torch.")
     checkpoint, model = _model_of(given, given.source)
     input_shape = (1, *Preprocessing.of(checkpoint.config).input_size)
     loaded = load_pretrained(model, checkpoint, input_shape, naming=given.naming, entry=given.entry)
     if given.naming is not None and loaded.naming == FLAX:
         raise InputError(
-            f"--naming {given.naming} is of torch's tensors, and {checkpoint.path} has Flax's: "
+            f"--naming {given.naming} names torch's tensors, but {checkpoint.path} has Flax's: "
             f"leave it out, or name those of {given.out} with --to torch --to-naming."
         )
     made, written = loaded.variables, FLAX
@@ -176,7 +178,7 @@ def _convert(given: argparse.Namespace) -> None:
 
 
 def _usual_naming(model: Any, read: str) -> str:
-    """The source's own; for Flax's arrays that of timm or torchvision, whichever has the model."""
+    """The source's own naming; for Flax's arrays timm's or torchvision's if one has the model."""
     if read != FLAX:
         return read
     return next((name for name in ("timm", "torchvision") if name in tables(model)), OWN)
@@ -206,7 +208,7 @@ def _model_of(given: argparse.Namespace, source: str) -> tuple[Checkpoint, nn.Mo
     checkpoint = fetch(source, revision=given.revision, offline=given.offline)
     name = given.model or checkpoint.config.get("architecture")
     if name is None:
-        raise InputError(f"no config says what {source} is of: add --model NAME.")
+        raise InputError(f"no config names the architecture of {source}: add --model NAME.")
     classes = given.num_classes
     if classes is None:
         classes = checkpoint.config.get("num_classes", 1000)

@@ -12,9 +12,9 @@ class InputError(ValueError):
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
-    """The error for a name that is in no table.
+    """The error for a name that is not among the known ones.
 
-    The nearest names first, then all there are, unless they are many and the nearest will do.
+    It lists the nearest names, and all of them where they are few or none is near.
     """
     names = sorted(known)
     nearest = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
@@ -25,14 +25,14 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
 
 
 def require_count(field: str, count: int, least: int) -> None:
-    """InputError unless `count` is an integer from `least` on."""
+    """InputError unless `count` is an integer of `least` or more."""
     if not isinstance(count, Integral):
-        raise InputError(f"{field}={count!r} is no integer: use {least} or more.")
+        raise InputError(f"{field}={count!r} must be an integer: use {least} or more.")
     if count < least:
         raise InputError(f"{field}={count} is below {least}: use {least} or more.")
 
 
 def require_rate(field: str, rate: float) -> None:
-    """InputError unless `rate` is from 0 to below 1."""
+    """InputError unless `rate` is 0 or more, and below 1."""
     if not 0 <= rate < 1:
-        raise InputError(f"{field}={rate} is no rate: use 0 or more, and below 1.")
+        raise InputError(f"{field}={rate} must be 0 or more, and below 1.")

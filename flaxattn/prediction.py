@@ -11,8 +11,8 @@ from flax.errors import ScopeParamShapeError
 from flax.traverse_util import flatten_dict
 
 from flaxattn.errors import InputError
+from flaxattn.images.preprocessing import Preprocessing
 from flaxattn.layers.abstract_variables import abstract_variables
-from flaxattn.weights import Preprocessing
 
 _BATCH = 32
 
@@ -37,16 +37,15 @@ def predict(
     """The likeliest classes of each image file, the likeliest first.
 
     Args:
-        model: answers logits (N, num_classes) to images (N, H, W, C), as those of `create_model`.
-        variables: its variables, such as `weights.load` answers.
+        model: returns logits (N, num_classes) for images (N, H, W, C), as those of `create_model`.
+        variables: its variables, such as `weights.load` returns.
         images: paths of image files that Pillow reads.
         preprocessing: the weights' own: `Preprocessing.of(checkpoint.config)`.
         classes: a name for each class; None to name them by their number.
-        top: how many; all there are if that is fewer.
+        top: how many classes at most.
 
-    Raises InputError for a file that is no complete image, with its path, before anything is
-    answered; for no images, a `top` below 1, a number of classes that is not the model's, and a
-    number of channels that is not the variables'.
+    Raises InputError with the path of a file that is not a complete image; for no images, a `top`
+    below 1, and numbers of classes or channels that are not the model's.
     """
     paths = [images] if isinstance(images, str | Path) else list(images)
     if not paths or top < 1:
@@ -59,12 +58,12 @@ def predict(
         return jax.nn.softmax(logits)
 
     variables = jax.device_put(variables)
-    answers = []
+    batches = []
     for start in range(0, len(paths), size):
         batch = np.zeros((size, *preprocessing.input_size), np.float32)
         chosen = paths[start : start + size]
         for row, path in enumerate(chosen):
-            batch[row] = preprocessing(open_image(path))
+            batch[row] = preprocessing(path)
         try:
             found = probabilities(variables, batch)
         except ScopeParamShapeError as error:
@@ -72,8 +71,8 @@ def predict(
             if misfit is None:
                 raise
             raise misfit from error
-        answers.append(np.asarray(found, np.float64)[: len(chosen)])
-    return [_best(row, classes, top) for row in np.concatenate(answers)]
+        batches.append(np.asarray(found, np.float64)[: len(chosen)])
+    return [_best(row, classes, top) for row in np.concatenate(batches)]
 
 
 def _misfit(
@@ -86,27 +85,12 @@ def _misfit(
         wanted, shape = shapes[path].shape if path in shapes else (), np.shape(array)
         if path[-1] == "kernel" and wanted[-2:-1] == (channels,) != shape[-2:-1]:
             return InputError(
-                f"input_size={preprocessing.input_size} has {channels} channels, and the kernel "
-                f"{'/'.join(path[1:-1])} of these variables {shape[-2]}: use the preprocessing of "
-                f"these weights, or load them for such images (load_pretrained has grey=True)."
+                f"input_size={preprocessing.input_size} has {channels} channels, but the kernel "
+                f"{'/'.join(path[1:-1])} of these variables takes {shape[-2]}: use the "
+                f"preprocessing of these weights, or load them for such images (load_pretrained "
+                f"has grey=True)."
             )
     return None
-
-
-def open_image(path: str | Path) -> Any:
-    """The Pillow image in a file, decoded; 16 bits of grey become 8. InputError with the path."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise InputError("reading images needs Pillow: pip install 'flaxattn[hub]'.") from error
-    try:
-        with Image.open(path) as image:
-            image.load()
-            if image.mode.startswith("I;16"):
-                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return image.copy()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as an image: {error}.") from error
 
 
 def _best(row: np.ndarray, classes: Sequence[str] | None, top: int) -> list[Prediction]:

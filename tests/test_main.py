@@ -240,7 +240,7 @@ def test_what_cannot_be_predicted(capsys, folder, picture, tmp_path):
         (["cbma"], "unknown attention 'cbma': did you mean cbam"),
         (["psa"], "'psa'"),
         (["tiny", "--features", "7"], "--features 7: tiny is a model, which has its own; leave"),
-        (["se", "--attention", "cbam"], "--attention cbam: se is a mechanism, not a model"),
+        (["se", "--attention", "cbam"], "--attention cbam: se is a mechanism, and only models"),
         (["tiny", "--size", "0"], "size=0 is below one: use 1 or more"),
         (["tiny", "--attention", "se,reduction=-1"], "reduction=-1"),
         (["tiny", "--attention", "se,reduction=0.5"], "reduction=0.5"),

@@ -19,12 +19,13 @@ PACKAGE = Path(__file__).parent.parent / "flaxattn"
 BASE = {"errors", "layers"}
 CHAIN = [BASE, {"attention"}, {"models"}, {"tasks"}]
 BELOW_TRAIN = set().union(*CHAIN)
-ALL = BELOW_TRAIN | {"data", "train"}
+ALL = BELOW_TRAIN | {"images", "data", "train"}
 
 # What each part of the package may import of the package, itself included.
 MAY_IMPORT = {
     **{part: set().union(*CHAIN[: i + 1]) for i, parts in enumerate(CHAIN) for part in parts},
-    "data": BASE | {"data"},
+    "images": BASE | {"images"},
+    "data": BASE | {"images", "data"},
     "train": ALL,
     "weights": ALL | {"weights"},
     "inspect": ALL | {"weights", "inspect"},
@@ -120,6 +121,7 @@ def test_imports_run_one_way(path):
         ("models", "def build():\n    from flaxattn.tasks import classification"),
         ("models", "from flaxattn import weights"),
         ("tasks", "import optax"),
+        ("images", "from flaxattn.data import sources"),
         ("data", "from flaxattn.train import state"),
         ("data", "import tensorflow as tf"),
         ("train", "from flaxattn.inspect import cost"),

@@ -20,10 +20,9 @@ from flaxattn.layers.abstract_variables import abstract_variables
 FEATURES = 256
 SIZE = 56
 
-# The first work that a docstring cites, a variant's before its class's: "Title", VENUE YEAR, and
-# its arXiv number if it has one.
+# The first work that a docstring cites: "Title", VENUE YEAR, and its arXiv number if it has one.
 _CITATION = re.compile(r'"([^"]+)", ([^".]*? \d{4})(?:, arXiv:(\d{4}\.\d{4,5}))?')
-# A docstring that says so has no such work: those it cites are others'.
+# A docstring with these words has no paper of its own: the works that it cites are others'.
 _NO_PAPER = re.compile(r"\bno paper\b")
 
 _ROLES = {
@@ -37,9 +36,8 @@ _PAGE = """# Mechanisms
 
 Written by `python -m flaxattn list --markdown`, from the classes themselves. Parameters and
 millions of multiply-adds (MMACs) are those of the defaults for {features} channels in and out on a
-map of {size}x{size}, batch 1. Counted are XLA's convolutions and matrix products: a resize or an
-adaptive pool, which are such products, counts, and a depthwise convolution that is written as
-shifted products does not.
+map of {size}x{size}, batch 1. XLA's convolutions and matrix products are counted. So a resize or an
+adaptive pool counts, and a depthwise convolution that is written as shifted products does not.
 `python -m flaxattn describe NAME` shows one mechanism in full, and
 `flaxattn.create_attention(NAME, variant=VARIANT)` makes it.
 
@@ -49,14 +47,14 @@ shifted products does not.
 
 ## Variants
 
-A variant is a set of field values for which the class equals a source's own code. With equal
-weights any two of a mechanism differ, unless one is said to be the default. The weights load with
+A variant is a set of field values with which the class equals a source's own code. With equal
+weights any two variants of a mechanism differ, unless one is the default. Their weights load with
 `flaxattn.weights.load`.
 
 {variants}"""
 
 
-# It is no mechanism of its own, so the table cannot have it.
+# Sharing is not a mechanism, so the table has no row for it.
 _SHARING = (
     "One set of weights can serve several maps, such as the levels of a pyramid, by "
     "`flaxattn.attention.SharedAttention`, and equally wide blocks of a network by `share=True` in "
@@ -81,8 +79,8 @@ class Row(NamedTuple):
         role: "recalibrate", "context", "convolution" or "head".
         variants: of the class, if the key stands for the class.
         paper: the title of the first work its docstring cites, "" if it cites none.
-        venue: where and when that appeared.
-        arxiv: that work's number, "" if none is given.
+        venue: where and when that work appeared.
+        arxiv: its arXiv number, "" if none is given.
         parameters: of the layer with its defaults, for FEATURES channels.
         macs: multiply-adds on a map of SIZE x SIZE.
     """
@@ -228,8 +226,7 @@ def _row(name: str) -> Row:
 
 
 def _cited(docstring: str) -> tuple[str, ...] | None:
-    """Title, venue and number of the work it cites, empty if it says that there is none; or None
-    if it says nothing of the kind."""
+    """Title, venue and number of the first work cited: empty for "no paper", None without any."""
     plain = " ".join(docstring.split())
     if _NO_PAPER.search(plain):
         return "", "", ""
@@ -244,7 +241,7 @@ def _made(name: str) -> tuple[Any, Any]:
 
 
 def _required(name: str, features: int) -> dict[str, Any]:
-    """The fields without a default: the channels of the answer."""
+    """The fields without a default: the channels of the output."""
     _, layer = _made(name)
     missing = [f.name for f in dataclasses.fields(layer) if f.default is dataclasses.MISSING]
     return {"features": features} if "features" in missing else {}

@@ -34,7 +34,7 @@ class Counts(NamedTuple):
 
 
 def tpu_devices(topology: str = "v5e:2x2") -> list[jax.Device]:
-    """The chips of a TPU slice that need not be there, to make a mesh of for `count`.
+    """The chips of a TPU slice that need not be at hand; a mesh of them is what `count` takes.
 
     Raises InputError where libtpu is missing, and for topologies it does not know.
     """

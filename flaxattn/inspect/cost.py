@@ -22,9 +22,9 @@ class Cost(NamedTuple):
 def cost(layer: nn.Module, input_shape: tuple[int, ...]) -> Cost:
     """The cost of `layer` on an input (N, H, W, C), by abstract evaluation: no array is made.
 
-    Multiply-adds are those of XLA's convolutions and matrix products. Pooling, normalisation,
-    activations and the multiplication with a gate are not counted, as is the custom. The program
-    decides, not the equations: a resize or an adaptive pool, which are matrix products, counts, and
+    Multiply-adds are those of XLA's convolutions and matrix products. As is the custom, pooling,
+    normalisation, activations and the multiplication with a gate are not counted. The program
+    decides, not the equations: a resize or an adaptive pool is a matrix product, so it counts, and
     a depthwise convolution that is written as shifted products does not.
     """
     x = jax.ShapeDtypeStruct(input_shape, jnp.float32)
@@ -40,7 +40,7 @@ def macs(function: Callable[..., Any], *arguments: Any) -> int:
 
 
 def _equations(program: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
-    """Every equation of a jaxpr, those of inner programs too, and how often it is run."""
+    """Every equation of a jaxpr and of its inner programs, and how often it is run."""
     for equation in program.eqns:
         yield equation, times
         repeats = equation.params["length"] if equation.primitive.name == "scan" else 1

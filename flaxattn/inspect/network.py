@@ -24,8 +24,7 @@ class Placed(NamedTuple):
         role: "recalibrate", "context" or "convolution".
         input_shape: (N, H, W, C) of the map it sees.
         cost: its parameters and multiply-adds there.
-        bytes: of the map that it reads and the one that it writes, in the map's dtype: what it
-            moves at least.
+        bytes: of the map that it reads and of the one that it writes, the least that it can move.
     """
 
     path: str
@@ -39,8 +38,8 @@ class Placed(NamedTuple):
 def placed(model: nn.Module, input_shape: tuple[int, ...]) -> list[Placed]:
     """The attention layers of `model` in the order in which they are applied; no array is made.
 
-    A layer inside of another one is part of that one. One that several blocks share is listed once
-    for each of them, with its parameters the first time.
+    A layer inside another one is part of that one. A layer that several blocks share is listed for
+    each of them, and its parameters are counted the first time.
     """
     calls: list[tuple[nn.Module, tuple[str, ...], Callable[..., Any], list[Any], Any]] = []
     inside: list[nn.Module] = []

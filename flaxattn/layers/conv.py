@@ -26,15 +26,15 @@ kaiming_fan_out: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", 
 class Conv(nn.Module):
     """Convolution over (N, *spatial, C) with torch's symmetric padding.
 
-    With one to three spatial axes. Integers stand for the same number along every axis.
-    `padding=None` keeps the size at stride 1: dilation * (kernel_size - 1) / 2 on both sides, as
-    torch code writes it; JAX's "SAME" pads strided maps on one side only and shifts them.
+    There are one to three spatial axes, and an integer holds for each of them. `padding=None` keeps
+    the size at stride 1: dilation * (kernel_size - 1) / 2 on both sides, as torch code writes it.
+    JAX's "SAME" pads strided maps on one side only and shifts them.
 
     Parameters are those of `flax.linen.Conv`: kernel (*kernel_size, C / groups, features) and
     bias (features,). Biases start at zero, where torch draws U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
-    On a CPU 1x1, depthwise and grouped convolutions take other ways to the same numbers, see
-    `cpu_conv`; on a TPU those between a few channels, see `tpu_conv`; all others are XLA's own.
+    A CPU computes 1x1, depthwise and grouped convolutions in faster ways, see `cpu_conv`, and a TPU
+    those between a few channels, see `tpu_conv`. All others are XLA's own.
 
     `precision` is that of `lax.conv_general_dilated`. By default a TPU multiplies float32 numbers
     in bfloat16 and a recent GPU in TF32, with 8 and 11 significant bits instead of 24;
@@ -42,7 +42,7 @@ class Conv(nn.Module):
 
     Raises InputError for an even kernel without explicit padding (no symmetric padding keeps the
     size), for channels that the groups do not divide, for a kernel larger than the padded map, and
-    for sizes, steps and counts that are no integers, below one, or not as many as the axes.
+    for sizes, steps and counts that are not integers, are below one, or do not fit the axes.
     """
 
     features: int
@@ -131,7 +131,7 @@ def require_fit(
 
 
 def require_odd(kernel_size: int, field: str = "kernel_size") -> int:
-    """`kernel_size` itself, or InputError, by the name of `field`, if it is even or below one."""
+    """`kernel_size` itself. Raises InputError, naming `field`, if it is even or below one."""
     if kernel_size < 1 or kernel_size % 2 == 0:
         smaller = max(kernel_size - 1, 1)
         raise InputError(
@@ -142,14 +142,12 @@ def require_odd(kernel_size: int, field: str = "kernel_size") -> int:
 
 
 def require_integers(layer: Any, field: str, axes: int, *, least: int) -> tuple[int, ...]:
-    """A field of `layer` for each axis, or InputError unless it is made of such integers."""
+    """A field of `layer` for each axis. Raises InputError unless all are integers >= `least`."""
     value = getattr(layer, field)
     values = tuple(value) if isinstance(value, Iterable) and axes > 1 else (value,) * axes
     if len(values) != axes or not all(isinstance(v, Integral) for v in values):
         several = f", or {axes} of them, one for each axis of the map" if axes > 1 else ""
-        raise InputError(
-            f"{field}={value!r} is of type {type(value).__name__} and no integer: use one{several}."
-        )
+        raise InputError(f"{field}={value!r} must be an integer{several}.")
     if min(values) < least:
         word = "one" if least else "zero"
         raise InputError(f"{field}={value} is below {word}: use {least} or more.")

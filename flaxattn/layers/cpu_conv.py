@@ -18,10 +18,10 @@ from jax import Array, lax
 
 from flaxattn.layers.precision import at_least_float32
 
-# Channels that are convolved densely at once, though only those of one group belong together: fewer
-# would leave the multiplication to small matrices, more would multiply too many zeros.
+# Channels that are convolved densely at once, though only those of one group belong together. Fewer
+# would make the matrices small, more would multiply too many zeros.
 BLOCK_FEATURES = 32
-# Of a depthwise kernel, 11x11: each is a term of the program, which thousands would make too long.
+# Those of an 11x11 depthwise kernel: each is a term of the program, and thousands are too many.
 MOST_TAPS = 121
 
 
@@ -125,10 +125,10 @@ def _shifted_sum(x: Array, taps: Array, geometry: Geometry) -> Array:
 
 
 def _shifted_sum_by_row(x: Array, taps: Array, geometry: Geometry) -> Array:
-    """The same, row by row of the answer.
+    """The same, one row of the output after the other.
 
-    Only its transpose is computed, the taps' gradient: row by row what is multiplied and summed
-    stays in the cache. It is summed for each sample apart, so that samples on several devices wait
+    Only its transpose is computed, the taps' gradient: row by row, what is multiplied and summed
+    stays in the cache. Each sample has a sum of its own, so that samples on several devices wait
     for each other once.
     """
     stride, dilation = geometry.strides[0], geometry.dilation[0]
@@ -151,25 +151,25 @@ def _shifted_sum_by_row(x: Array, taps: Array, geometry: Geometry) -> Array:
                 y = y + source[(slice(None), *window)] * of_sample[first, *tap]
         return y
 
-    rows = _answers(x.shape[1], size, stride, dilation)
+    rows = _output_size(x.shape[1], size, stride, dilation)
     y = lax.map(lambda index: row(index, of_sample), jnp.arange(rows))
     return jnp.moveaxis(y, 0, 1)
 
 
 def _windows(sizes: Sequence[int], kernel_size: Sequence[int], geometry: Geometry) -> Any:
-    """For each tap its index, and where a padded map holds what that tap is multiplied with."""
+    """For each tap its index, and the part of a padded map that it is multiplied with."""
     ranges = []
     for size, taps, step, dilation in zip(
         sizes, kernel_size, geometry.strides, geometry.dilation, strict=True
     ):
-        length = (_answers(size, taps, step, dilation) - 1) * step + 1
+        length = (_output_size(size, taps, step, dilation) - 1) * step + 1
         ranges.append([slice(t * dilation, t * dilation + length, step) for t in range(taps)])
     for tap in itertools.product(*map(range, kernel_size)):
         yield tap, tuple(axis[t] for axis, t in zip(ranges, tap, strict=True))
 
 
-def _answers(size: int, kernel_size: int, stride: int, dilation: int) -> int:
-    """How many positions of a padded axis the kernel fits."""
+def _output_size(size: int, kernel_size: int, stride: int, dilation: int) -> int:
+    """How long the output is along a padded axis."""
     return (size - (kernel_size - 1) * dilation - 1) // stride + 1
 
 

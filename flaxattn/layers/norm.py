@@ -14,9 +14,9 @@ from flaxattn.errors import InputError
 from flaxattn.layers.conv import Initializer
 from flaxattn.layers.precision import at_least_float32
 
-# The variance about the mean, so that a large mean costs no digits. Flax's own widening is to
-# float32, which float64 cannot follow, and without it Flax multiplies by scale and bias whatever
-# their dtype is: here they are cast before.
+# The variance is taken about the mean, so that a large mean costs no digits. Flax would widen to
+# float32, which is too narrow for float64. Without that it does not cast scale and bias, which
+# `_affine` does.
 _AS_TORCH: dict[str, Any] = {
     "use_bias": False,
     "use_scale": False,
@@ -28,8 +28,9 @@ _AS_TORCH: dict[str, Any] = {
 class LayerNorm(nn.Module):
     """Layer normalisation over the last axis (Ba et al. 2016, arXiv:1607.06450).
 
-    For maps that are float32 or wider already. Parameters: scale, bias (C,). Answers in `dtype`, or
-    x's.
+    For maps that are float32 or wider already. The result has `dtype`, or x's own.
+
+    Parameters: scale, bias (C,).
     """
 
     epsilon: float = 1e-5
@@ -47,8 +48,8 @@ class LayerNorm(nn.Module):
 class GroupNorm(nn.Module):
     """Group normalisation, over the map and C / num_groups channels (Wu and He, arXiv:1803.08494).
 
-    (N, ..., C) -> the same shape, in x's dtype, or `dtype`; it computes in float32 or wider.
-    It can stand where a `BatchNorm` does: `train` changes nothing.
+    (N, ..., C) -> the same shape, in `dtype` or x's own; computed in float32 or wider. It can
+    replace a `BatchNorm`: `train` changes nothing.
 
     Parameters: scale, bias (C,). Raises InputError for channels that the groups do not divide.
     """
@@ -94,20 +95,20 @@ class BatchNorm(nn.Module):
     y = (x - mean) / sqrt(var + epsilon) * scale + bias; with `train` mean and var are those of the
     batch and the running statistics move by (1 - momentum), else the running ones are used.
 
-    Differs from `flax.linen.BatchNorm` where torch does: the running variance takes the unbiased
-    variance of the batch (n / (n - 1)), momentum defaults to 0.9 (torch's 0.1), and a batch with
-    one value per channel is refused in train mode, for its normalised value is 0 whatever x is.
+    Differs from `flax.linen.BatchNorm` where torch does. The running variance takes the unbiased
+    variance of the batch (n / (n - 1)). Momentum defaults to 0.9 (torch's 0.1). A batch with one
+    value per channel is refused in train mode, for its normalised value is 0 whatever x is.
 
     Statistics are float32 or wider, and take one pass over x and one collective: see `_moments`.
     A large mean costs no digits. Under `jit` over a sharded batch they are those of the global
     batch.
 
     Fields:
-        bn_group: how many consecutive examples share statistics; None for all of the batch. With
-            the batch of N spread over D devices, N / D is each device by itself, without any
-            collective before the running statistics, which take the groups' averages.
+        bn_group: how many consecutive examples share statistics; None for the whole batch. With N
+            examples on D devices, N / D is each device by itself, with no collective but that of
+            the running statistics. These take the groups' averages.
 
-    Parameters: scale, bias (C,); batch_stats: mean, var (C,). Answers in x's dtype, or `dtype`.
+    Parameters: scale, bias (C,); batch_stats: mean, var (C,). The result has `dtype`, or x's own.
 
     Raises InputError in train mode for one value per channel and for a `bn_group` that does not
     divide the batch.
@@ -178,9 +179,9 @@ def _normalised(
 ) -> Array:
     """(x - mean) / sqrt(var + epsilon) * scale + bias, in the vectors' dtype.
 
-    x is centred by the mean as a constant, and the mean's own part stands in the vector that is
-    added. That is the same for any constant, and so are its gradients, which then need two sums
-    over the map, of the answer's gradient and of its product with the centred x, and no third.
+    x is centred by the mean as a constant, and the mean's own part is in the vector that is added.
+    The result and its gradients are the same for any constant. The gradients then need two sums
+    over the map, of the output's gradient and of its product with the centred x, and no third.
     """
     scale = lax.rsqrt(var + epsilon) * scale
     centre = lax.stop_gradient(mean)
@@ -193,11 +194,15 @@ def _normalised(
 def _moments(x: Array, near: Array) -> tuple[Array, Array]:
     """Mean and biased variance over all axes but the last, in `near`'s dtype.
 
-    One pass over x and one collective: sums about a shift, which costs digits only where the shift
-    is far from the mean as deviations go. bfloat16 is itself coarser than what is lost so: its
-    shift is `near`, the running mean, known before x is, so a TPU adds up while it still convolves.
-    Else each example is shifted by the middle of its own map, and the examples' moments are
-    combined by the formula of Chan, Golub and LeVeque 1983: exact wherever the mean is.
+    One pass over x and one collective, by sums about a shift. That costs digits only where the
+    shift is many deviations away from the mean.
+
+    bfloat16 is coarser than what is lost so. Its shift is `near`, the running mean: that is known
+    before x is, so a TPU adds up while it still convolves.
+
+    In other dtypes each example is shifted by the middle of its own map, and the examples' moments
+    are combined by the formula of Chan, Golub and LeVeque 1983, which is exact wherever the mean
+    is.
     """
     if x.dtype == jnp.bfloat16:
         axes = tuple(range(x.ndim - 1))

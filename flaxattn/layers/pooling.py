@@ -31,12 +31,12 @@ def max_pool(x: Array) -> Array:
 def maximum(x: Array, axes: int | Sequence[int]) -> Array:
     """Maximum over `axes`, kept with length one; its gradient goes to the first that holds it.
 
-    First row by row, where there are several axes. A NaN is the maximum.
+    Positions along several axes are counted row by row. A NaN is the maximum.
 
-    jnp.max asks for its gradient where x equals the maximum. In a larger program XLA may compute x
-    once for each side of that question and round differently; then nothing is equal, and the
-    gradient is 0 / 0. Here the position of the maximum is found with it, and no value is compared
-    twice. On a TPU that also moves fewer bytes: the gradient does not read x.
+    The gradient of jnp.max compares x with the maximum. In a larger program XLA may compute x once
+    for each side of that comparison and round differently. Then nothing is equal, and the gradient
+    is 0 / 0. Here the position of the maximum is found with it, and no value is compared twice. On
+    a TPU that also moves fewer bytes: the gradient does not read x.
     """
     return jnp.max(x, axis=_tuple(axes, x.ndim), keepdims=True)
 
@@ -100,7 +100,7 @@ def _by_reduction(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
 
 
 def _by_tournament(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """The one half against the other, until one is left.
+    """One half against the other, until one position is left.
 
     A CPU computes the reduction of pairs one by one, which takes eight times as long.
     """
@@ -136,9 +136,9 @@ def _tuple(axes: int | Sequence[int], ndim: int) -> tuple[int, ...]:
 def variance_pool(x: Array) -> Array:
     """Unbiased variance over the map: (N, H, W, C) -> (N, C), float32 or wider.
 
-    About the mean, so a large mean costs no digits.
+    Taken about the mean, so a large mean costs no digits.
 
-    Raises InputError for a map of one position, where torch's var answers NaN.
+    Raises InputError for a map of one position, where torch's var returns NaN.
     """
     height, width = x.shape[1:3]
     if height * width < 2:
@@ -153,9 +153,9 @@ def variance_pool(x: Array) -> Array:
 def pool_by_each(
     x: Array, pools: Sequence[str], known: Mapping[str, Callable[[Array], Array]]
 ) -> list[Array]:
-    """What each of `pools`, by its name in `known`, answers for x, in their order.
+    """x pooled by each of `pools`, names of functions in `known`, in their order.
 
-    Raises InputError for a plain string, for no pool at all and for unknown ones.
+    Raises InputError for a plain string, for no pool at all and for unknown names.
     """
     if isinstance(pools, str):
         raise InputError(f"pools={pools!r} is a single name: pass a tuple, pools=({pools!r},).")

@@ -11,7 +11,7 @@ from flaxattn.layers.precision import at_least_float32
 
 
 def resize_nearest(x: Array, size: Sequence[int]) -> Array:
-    """(N, H, W, C) -> (N, *size, C); position i of the answer is position floor(i * H / H') of x.
+    """(N, H, W, C) -> (N, *size, C); position i of the output is position floor(i * H / H') of x.
 
     As torch's interpolate(mode="nearest"). `jax.image.resize` rounds half a pixel further, which is
     torch's "nearest-exact"; the two agree where H' is a multiple of H.
@@ -25,8 +25,8 @@ def resize_bilinear(x: Array, size: Sequence[int], *, align_corners: bool = Fals
     """(N, H, W, C) -> (N, *size, C) by linear interpolation along each axis, without antialiasing.
 
     With `align_corners` the first and the last pixels of both grids coincide, so i reads
-    i * (H - 1) / (H' - 1); without, their outer edges do, so i reads (i + 1/2) * H / H' - 1/2.
-    As torch's interpolate(mode="bilinear"). Computed in float32 or wider, answered in x's dtype.
+    i * (H - 1) / (H' - 1). Without, their outer edges do, so i reads (i + 1/2) * H / H' - 1/2.
+    As torch's interpolate(mode="bilinear"). Computed in float32 or wider, returned in x's dtype.
     """
 
     def matrix(old: int, new: int) -> np.ndarray:
@@ -43,14 +43,14 @@ def adaptive_average_pool(x: Array, size: Sequence[int]) -> Array:
     """(N, H, W, C) -> (N, *size, C): means of the bins [floor(i H / H'), ceil((i + 1) H / H')).
 
     As torch's AdaptiveAvgPool2d; bins overlap where H' does not divide H. Computed in float32 or
-    wider, answered in x's dtype.
+    wider, returned in x's dtype.
     """
 
     return _resample(x, size, bin_averages)
 
 
 def bin_averages(old: int, new: int) -> np.ndarray:
-    """(new, old): the matrix that takes the means of `new` bins of an axis of `old` positions."""
+    """The matrix (new, old) that takes the means of `new` bins of an axis of `old` positions."""
     bins = np.zeros((new, old))
     for i in range(new):
         start, stop = i * old // new, math.ceil((i + 1) * old / new)

@@ -1,8 +1,8 @@
 """Convolutions as a TPU computes them fastest; the same function and gradients as XLA's own.
 
 A TPU multiplies matrices of 128 columns and more. Between a few channels, such as the two maps that
-spatial gates pool, it has next to nothing to multiply, and its compiler searches for a minute how
-to do it. `benchmarks/tpu.py` counts the layers that do so.
+spatial gates pool, it has next to nothing to multiply, and its compiler searches for a minute for a
+way. `benchmarks/tpu.py` counts the layers that have such a convolution.
 """
 
 import math
@@ -14,7 +14,7 @@ from jax import Array, lax
 from flaxattn.layers.cpu_conv import Geometry, native
 
 MOST_CHANNELS = 4
-# Of the short axis times the channels: beyond it the matrices are mostly zeros.
+# The short axis times the channels. Beyond this the matrices are mostly zeros.
 MOST_COLUMNS = 1024
 
 
@@ -44,7 +44,7 @@ def banded(x: Array, kernel: Array, geometry: Geometry, precision: lax.Precision
 
     Each row of the kernel becomes a matrix between all channels of all columns, with the weights
     in bands about its diagonal and zeros elsewhere. An infinite number in x therefore makes NaN of
-    all answers of the rows it reaches, not only of those within the kernel's reach.
+    whole rows of the output, not only of the positions within the kernel's reach.
     """
     height, width = x.shape[1:3]
     if height < width:
@@ -54,14 +54,14 @@ def banded(x: Array, kernel: Array, geometry: Geometry, precision: lax.Precision
         return y.swapaxes(1, 2)
     (down, step), (above, left), (apart, spread), _ = geometry
     channels, features = kernel.shape[-2:]
-    answers = (width + 2 * left - spread * (kernel.shape[1] - 1) - 1) // step + 1
-    tap, read, answer = jnp.indices((kernel.shape[1], width, answers), sparse=True)
-    is_read = (read == step * answer + spread * tap - left).astype(kernel.dtype)
+    outputs = (width + 2 * left - spread * (kernel.shape[1] - 1) - 1) // step + 1
+    tap, read, output = jnp.indices((kernel.shape[1], width, outputs), sparse=True)
+    is_read = (read == step * output + spread * tap - left).astype(kernel.dtype)
     matrices = jnp.einsum("ijcf,jvw->ivcwf", kernel, is_read, precision=lax.Precision.HIGHEST)
     y = native(
         x.reshape(*x.shape[:2], -1),
-        matrices.reshape(-1, width * channels, answers * features),
+        matrices.reshape(-1, width * channels, outputs * features),
         Geometry((down,), (above,), (apart,)),
         precision,
     )
-    return y.reshape(*y.shape[:2], answers, features)
+    return y.reshape(*y.shape[:2], outputs, features)

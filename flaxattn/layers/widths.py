@@ -13,8 +13,8 @@ def reduced_features(
 ) -> int:
     """Channels left of `features` after a reduction.
 
-    Rounded down, as papers and articles do, or, with `divisor`, by `make_divisible`. In either case
-    `at_least` so many.
+    Rounded down, as papers and articles do, or by `make_divisible` where there is a `divisor`.
+    Never fewer than `at_least`.
 
     Raises InputError if that leaves no channel, and for a reduction or divisor below one.
     """
@@ -39,8 +39,8 @@ def make_divisible(
 ) -> int:
     """The multiple of `divisor` nearest to `width`, as timm and the MobileNets round channels.
 
-    At least one multiple and `at_least`, and one multiple more where what is left would be less
-    than `round_limit` of `width`.
+    At least one multiple and `at_least`. It is one multiple more where the nearest is less than
+    `round_limit` of `width`.
     """
     rounded = max(divisor, at_least, int(width + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < round_limit * width else rounded

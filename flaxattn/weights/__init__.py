@@ -1,10 +1,10 @@
 """PyTorch state dicts to Flax variables and back, bit for bit, without PyTorch."""
 
+from flaxattn.images.preprocessing import Preprocessing, class_names
 from flaxattn.layers.abstract_variables import abstract_variables
 from flaxattn.weights.convert import Variables, to_torch
 from flaxattn.weights.files import read, write
 from flaxattn.weights.naming import Naming
-from flaxattn.weights.preprocessing import Preprocessing, class_names
 from flaxattn.weights.pretrained import Pretrained, Source, load, load_pretrained
 from flaxattn.weights.sources import Checkpoint, fetch
 

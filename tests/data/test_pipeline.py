@@ -255,7 +255,7 @@ def test_a_broken_image_is_named_in_the_main_process(tmp_path, config, kind, wor
     with pytest.raises(InputError, match=f"^{name} cannot be read as an image") as error:
         next(batches)
     # Removing it would change the order of a run that goes on.
-    assert "replace it" in str(error.value)
+    assert "put a complete image in its place" in str(error.value)
     assert "remove" not in str(error.value)
 
 

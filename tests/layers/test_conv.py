@@ -91,11 +91,11 @@ def test_nothing_is_below_one(fields):
     ("fields", "sentence"),
     [
         ({"padding": -1}, "padding=-1 is below zero: use 0 or more"),
-        ({"features": "4"}, "features='4' is of type str and no integer: use one."),
-        ({"strides": 1.5}, "strides=1.5 is of type float and no integer: use one, or 2 of them"),
+        ({"features": "4"}, "features='4' must be an integer."),
+        ({"strides": 1.5}, "strides=1.5 must be an integer, or 2 of them"),
         (
             {"kernel_size": (3,)},
-            r"kernel_size=\(3,\) is of type tuple and no integer: use one, or 2 of them",
+            r"kernel_size=\(3,\) must be an integer, or 2 of them",
         ),
         ({"padding": 0, "groups": 4}, "kernel_size=3 with dilation=1 covers 3 positions of an "),
         ({"kernel_size": 5, "padding": 1}, "of an axis of 2, 4 with padding=1: use a larger map"),

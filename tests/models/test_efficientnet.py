@@ -504,8 +504,8 @@ def test_context_stands_after_the_add():
         ({"stages": ((),)}, "makes no network: use a row or more"),
         ({"num_classes": -1}, "num_classes=-1 is below 0"),
         ({"stem_features": 0}, "stem_features=0 is below 1"),
-        ({"dropout": 1.0}, r"dropout=1.0 is no rate: use 0 or more, and below 1"),
-        ({"drop_path": -0.1}, r"drop_path=-0.1 is no rate"),
+        ({"dropout": 1.0}, r"dropout=1.0 must be 0 or more, and below 1"),
+        ({"drop_path": -0.1}, r"drop_path=-0.1 must be 0 or more"),
     ],
     ids=str,
 )

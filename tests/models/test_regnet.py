@@ -104,8 +104,8 @@ def test_features_have_the_stated_channels_and_strides():
         ({"width_step": 1.0}, "use a step above 1"),
         ({"global_pool": "mean"}, "unknown global_pool 'mean'"),
         ({"se": -1.0}, "se=-1.0 is below 0"),
-        ({"dropout": 1.5}, "dropout=1.5 is no rate"),
-        ({"drop_path": -2}, "drop_path=-2 is no rate"),
+        ({"dropout": 1.5}, "dropout=1.5 must be 0 or more"),
+        ({"drop_path": -2}, "drop_path=-2 must be 0 or more"),
         ({"num_classes": -1}, "num_classes=-1 is below 0"),
         (
             {"attention": {"name": "eca", "share": True}},

@@ -276,7 +276,7 @@ def test_the_articles_vgg16_loads(after, index, record_property):
         ({"head": "linear"}, "unknown head 'linear'.*fixed, sliding"),
         ({"global_pool": "mean"}, "unknown global_pool 'mean'"),
         ({"hidden_features": 0}, "hidden_features=0 is below 1"),
-        ({"dropout": 1}, "dropout=1 is no rate"),
+        ({"dropout": 1}, "dropout=1 must be 0 or more"),
     ],
     ids=str,
 )

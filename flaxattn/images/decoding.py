@@ -1,0 +1,65 @@
+"""From files, bytes and Pillow images to arrays, and back to Pillow."""
+
+import io
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from flaxattn.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Encoded: TypeAlias = "str | Path | bytes | Image.Image"
+
+_MODES = {1: "L", 3: "RGB"}
+
+
+def pillow() -> ModuleType:
+    """Pillow's module Image, imported with the first image: `import flaxattn` does without."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise InputError("reading images needs Pillow: pip install 'flaxattn[hub]'.") from error
+    return Image
+
+
+def decode(image: Encoded, *, channels: int, name: str | None = None) -> np.ndarray:
+    """The pixels of a file, of its bytes or of a Pillow image: uint8 (H, W, channels).
+
+    Any mode becomes grey or RGB. Transparency is dropped, 16 bits become 8, and EXIF rotation is
+    left alone, as in torchvision. JPEGs are decoded at full size: Pillow's draft mode would change
+    what the crops see.
+
+    Raises InputError with the name (by default the path) if there is no complete image.
+    """
+    pil = pillow()
+    try:
+        if isinstance(image, pil.Image):
+            return _pixels(image, channels)
+        with pil.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            return _pixels(opened, channels)
+    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:
+        what = name or (image if isinstance(image, str | Path) else "the image")
+        reason = getattr(error, "strerror", None) or error
+        if isinstance(error, pil.UnidentifiedImageError):
+            reason = "Pillow does not know its format"
+        raise InputError(
+            f"{what} cannot be read as an image ({reason}): put a complete image in its place."
+        ) from error
+
+
+def to_pillow(image: np.ndarray) -> "Image.Image":
+    """The Pillow image, grey or RGB, of these pixels."""
+    grey = image.shape[-1] == 1
+    return pillow().fromarray(np.ascontiguousarray(image[..., 0] if grey else image))
+
+
+def _pixels(image: "Image.Image", channels: int) -> np.ndarray:
+    mode = _MODES[channels]
+    if image.mode.startswith("I;16"):  # Pillow itself would make 255 of all above
+        image = pillow().fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    return pixels.reshape(*pixels.shape[:2], channels)
