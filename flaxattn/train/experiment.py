@@ -1,0 +1,176 @@
+"""A config becomes everything that a run needs, once."""
+
+import dataclasses
+from collections.abc import Callable, Generator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax import Array
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from flaxattn.data import (
+    eval_batches,
+    eval_transform,
+    open_source,
+    require_same_classes,
+    train_batches,
+    train_transform,
+)
+from flaxattn.errors import InputError, unknown
+from flaxattn.layers.precision import at_least_float32
+from flaxattn.tasks import Classification, MultiLabel, Task
+from flaxattn.tasks.task import abstract_batch, add_up
+from flaxattn.train.config import require_valid
+from flaxattn.train.optimizer import learning_rate, make_optimizer
+from flaxattn.train.sharding import make_mesh, replicated, require_divisible, to_devices
+from flaxattn.train.state import TrainState, initialiser
+from flaxattn.train.step import (
+    EvalStep,
+    Sums,
+    TrainStep,
+    empty_sums,
+    make_eval_step,
+    make_train_step,
+)
+
+TASKS: dict[str, type[Task]] = {"classification": Classification, "multilabel": MultiLabel}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a config describes, on a mesh of devices: nothing has been computed yet.
+
+    Fields:
+        data: the examples, and how this process takes its share of them.
+        task, model, optimizer, schedule: what is trained, and how.
+        abstract_state: the state without values.
+        new_state: the state at step 0, of a key.
+        new_sums: zeros for what training adds up between two log lines.
+        train_step, eval_step: the compiled programs (`make_train_step`, `make_eval_step`).
+        total_steps: of the whole run, in optimiser steps.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    data: "Data"
+    task: Task
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    abstract_state: TrainState
+    new_state: Callable[[Array], TrainState]
+    new_sums: Callable[[], Sums]
+    train_step: TrainStep
+    eval_step: EvalStep
+    total_steps: int
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """The task's metrics on the test examples: each counts once, padding never."""
+        variables = state.variables()
+        with jax.transfer_guard("disallow"):
+            measured = [
+                self.eval_step(variables, to_devices(self.mesh, batch))
+                for batch in self.data.evaluation()
+            ]
+            total, count = add_up(jax.device_get(measured))
+        return self.task.finish(total, count) | {"count": count}
+
+
+def make_experiment(
+    config: ConfigDict, *, devices: Sequence[jax.Device] | None = None
+) -> Experiment:
+    """The experiment of a config (`flaxattn.train.config.base_config`) on `devices`, or on all.
+
+    Raises InputError for what cannot be run. Nothing is written.
+    """
+    require_valid(config)
+    if config.task not in TASKS:
+        raise unknown("task", config.task, TASKS)
+    mesh = make_mesh(devices)
+    require_divisible(config.batch_size, mesh, accumulation=config.optim.accumulation)
+    require_divisible(config.eval_batch_size, mesh, name="eval_batch_size")
+    make_task = TASKS[config.task]
+    data = Data(config, make_task.annotation)
+    task = make_task.of(config, num_classes=data.train.num_classes)
+    dtype = _dtype(config)
+    model = task.model(config.model, dtype=dtype, param_dtype=at_least_float32(dtype))
+    total_steps = max(round(config.epochs * data.steps_per_epoch), 1)
+    schedule = learning_rate(
+        config.optim, steps_per_epoch=data.steps_per_epoch, total_steps=total_steps
+    )
+    optimizer = make_optimizer(config.optim, schedule)
+    init = initialiser(
+        model, optimizer, task.inputs(abstract_batch(task, 1)), ema=bool(config.ema_decay)
+    )
+    return Experiment(
+        config=config,
+        mesh=mesh,
+        data=data,
+        task=task,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        abstract_state=jax.eval_shape(init, jax.random.key(config.seed)),
+        new_state=jax.jit(init, out_shardings=replicated(mesh)),
+        new_sums=jax.jit(lambda: empty_sums(task, config), out_shardings=replicated(mesh)),
+        train_step=make_train_step(model, task, optimizer, schedule, mesh, config),
+        eval_step=make_eval_step(model, task, mesh),
+        total_steps=total_steps,
+    )
+
+
+def _dtype(config: ConfigDict) -> jnp.dtype:
+    names = ("float32", "bfloat16", "float64")
+    if config.dtype not in names:
+        raise unknown("dtype", config.dtype, names)
+    if config.dtype == "float64" and not jax.config.values["jax_enable_x64"]:
+        raise InputError("dtype='float64' needs 64-bit JAX: set JAX_ENABLE_X64=1.")
+    return jnp.dtype(config.dtype)
+
+
+class Data:
+    """The training and evaluation sources of a config, and their batches for this process."""
+
+    def __init__(self, config: ConfigDict, annotation: str):
+        self._config = config
+        self.train = open_source(config.data, config.data.train_split, annotation=annotation)
+        self.eval = open_source(config.data, config.data.eval_split, annotation=annotation)
+        self._train_transform = train_transform(config.data)
+        self._eval_transform = eval_transform(config.data)
+        require_same_classes(self.train, self.eval)
+        # An epoch is a whole number of steps: the rest of a pass opens the next one.
+        self.steps_per_epoch = len(self.train) // config.batch_size
+        if not self.steps_per_epoch:
+            raise InputError(
+                f"batch_size={config.batch_size} is more than the {len(self.train)} training "
+                f"examples: use at most {len(self.train)}."
+            )
+
+    def training(self, start_step: int) -> Generator[dict[str, np.ndarray], None, None]:
+        return train_batches(
+            self.train,
+            self._train_transform,
+            batch_size=self._config.batch_size,
+            seed=self._config.seed,
+            start_step=start_step,
+            **self._share(),
+        )
+
+    def evaluation(self) -> Generator[dict[str, np.ndarray], None, None]:
+        return eval_batches(
+            self.eval,
+            self._eval_transform,
+            batch_size=self._config.eval_batch_size,
+            **self._share(),
+        )
+
+    def _share(self) -> dict[str, int]:
+        return {
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+            "workers": self._config.data.workers,
+        }
