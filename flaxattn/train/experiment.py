@@ -5,7 +5,6 @@ from collections.abc import Callable, Generator, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 from jax import Array
@@ -13,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from flaxattn.data import (
+    Batch,
     eval_batches,
     eval_transform,
     open_source,
@@ -40,23 +40,67 @@ from flaxattn.train.step import (
 TASKS: dict[str, type[Task]] = {"classification": Classification, "multilabel": MultiLabel}
 
 
+class Data:
+    """The training and evaluation sources of a config, and their batches for this process."""
+
+    def __init__(self, config: ConfigDict, annotation: str):
+        self._config = config
+        self.train = open_source(config.data, config.data.train_split, annotation=annotation)
+        self.eval = open_source(config.data, config.data.eval_split, annotation=annotation)
+        self._train_transform = train_transform(config.data)
+        self._eval_transform = eval_transform(config.data)
+        require_same_classes(self.train, self.eval)
+        # An epoch is a whole number of steps: the rest of a pass opens the next one.
+        self.steps_per_epoch = len(self.train) // config.batch_size
+        if not self.steps_per_epoch:
+            raise InputError(
+                f"batch_size={config.batch_size} is more than the {len(self.train)} training "
+                f"examples: use at most {len(self.train)}."
+            )
+
+    def training(self, start_step: int) -> Generator[Batch, None, None]:
+        return train_batches(
+            self.train,
+            self._train_transform,
+            batch_size=self._config.batch_size,
+            seed=self._config.seed,
+            start_step=start_step,
+            **self._share(),
+        )
+
+    def evaluation(self) -> Generator[Batch, None, None]:
+        return eval_batches(
+            self.eval,
+            self._eval_transform,
+            batch_size=self._config.eval_batch_size,
+            **self._share(),
+        )
+
+    def _share(self) -> dict[str, int]:
+        return {
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+            "workers": self._config.data.workers,
+        }
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What a config describes, on a mesh of devices: nothing has been computed yet.
+    """What a config describes, on a mesh of devices; no array of it exists yet.
 
     Fields:
         data: the examples, and how this process takes its share of them.
         task, model, optimizer, schedule: what is trained, and how.
         abstract_state: the state without values.
-        new_state: the state at step 0, of a key.
-        new_sums: zeros for what training adds up between two log lines.
+        new_state: makes the state at step 0 of a key.
+        new_sums: makes zeros for what training adds up between two log lines.
         train_step, eval_step: the compiled programs (`make_train_step`, `make_eval_step`).
         total_steps: of the whole run, in optimiser steps.
     """
 
     config: ConfigDict
     mesh: Mesh
-    data: "Data"
+    data: Data
     task: Task
     model: nn.Module
     optimizer: optax.GradientTransformation
@@ -130,47 +174,3 @@ def _dtype(config: ConfigDict) -> jnp.dtype:
     if config.dtype == "float64" and not jax.config.values["jax_enable_x64"]:
         raise InputError("dtype='float64' needs 64-bit JAX: set JAX_ENABLE_X64=1.")
     return jnp.dtype(config.dtype)
-
-
-class Data:
-    """The training and evaluation sources of a config, and their batches for this process."""
-
-    def __init__(self, config: ConfigDict, annotation: str):
-        self._config = config
-        self.train = open_source(config.data, config.data.train_split, annotation=annotation)
-        self.eval = open_source(config.data, config.data.eval_split, annotation=annotation)
-        self._train_transform = train_transform(config.data)
-        self._eval_transform = eval_transform(config.data)
-        require_same_classes(self.train, self.eval)
-        # An epoch is a whole number of steps: the rest of a pass opens the next one.
-        self.steps_per_epoch = len(self.train) // config.batch_size
-        if not self.steps_per_epoch:
-            raise InputError(
-                f"batch_size={config.batch_size} is more than the {len(self.train)} training "
-                f"examples: use at most {len(self.train)}."
-            )
-
-    def training(self, start_step: int) -> Generator[dict[str, np.ndarray], None, None]:
-        return train_batches(
-            self.train,
-            self._train_transform,
-            batch_size=self._config.batch_size,
-            seed=self._config.seed,
-            start_step=start_step,
-            **self._share(),
-        )
-
-    def evaluation(self) -> Generator[dict[str, np.ndarray], None, None]:
-        return eval_batches(
-            self.eval,
-            self._eval_transform,
-            batch_size=self._config.eval_batch_size,
-            **self._share(),
-        )
-
-    def _share(self) -> dict[str, int]:
-        return {
-            "process_index": jax.process_index(),
-            "process_count": jax.process_count(),
-            "workers": self._config.data.workers,
-        }

@@ -46,14 +46,16 @@ def make_train_step(
     micro_batches = config.optim.accumulation
 
     def loss_fn(params, batch_stats, key, batch):
-        outputs, updates = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            *task.inputs(batch),
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": key},
-        )
-        loss, logged = task.loss(outputs, batch)
+        # The mesh is there for what a model or a task does under `shard_map`.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            outputs, updates = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                *task.inputs(batch),
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": key},
+            )
+            loss, logged = task.loss(outputs, batch)
         return loss, (updates.get("batch_stats", {}), {"loss": loss, **logged})
 
     def gradients(params, batch_stats, key, batch):
@@ -118,8 +120,9 @@ def make_eval_step(model: nn.Module, task: Task, mesh: Mesh) -> EvalStep:
 
     def eval_step(variables, batch: Batch) -> tuple[Measured, Array]:
         mask = batch["mask"]
-        outputs = model.apply(variables, *task.inputs(batch), train=False)
-        sums, records = task.measure(outputs, batch)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            outputs = model.apply(variables, *task.inputs(batch), train=False)
+            sums, records = task.measure(outputs, batch)
 
         def masked_sum(values: Array) -> Array:
             # where, not a product: a padding row may well be NaN, and NaN times zero is NaN.
