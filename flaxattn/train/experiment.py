@@ -1,6 +1,7 @@
 """A config becomes everything that a run needs, once."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Generator, Sequence
 
 import jax
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 
 from flaxattn.data import (
     Batch,
+    Source,
     eval_batches,
     eval_transform,
     open_source,
@@ -40,67 +42,29 @@ from flaxattn.train.step import (
 TASKS: dict[str, type[Task]] = {"classification": Classification, "multilabel": MultiLabel}
 
 
-class Data:
-    """The training and evaluation sources of a config, and their batches for this process."""
-
-    def __init__(self, config: ConfigDict, annotation: str):
-        self._config = config
-        self.train = open_source(config.data, config.data.train_split, annotation=annotation)
-        self.eval = open_source(config.data, config.data.eval_split, annotation=annotation)
-        self._train_transform = train_transform(config.data)
-        self._eval_transform = eval_transform(config.data)
-        require_same_classes(self.train, self.eval)
-        # An epoch is a whole number of steps: the rest of a pass opens the next one.
-        self.steps_per_epoch = len(self.train) // config.batch_size
-        if not self.steps_per_epoch:
-            raise InputError(
-                f"batch_size={config.batch_size} is more than the {len(self.train)} training "
-                f"examples: use at most {len(self.train)}."
-            )
-
-    def training(self, start_step: int) -> Generator[Batch, None, None]:
-        return train_batches(
-            self.train,
-            self._train_transform,
-            batch_size=self._config.batch_size,
-            seed=self._config.seed,
-            start_step=start_step,
-            **self._share(),
-        )
-
-    def evaluation(self) -> Generator[Batch, None, None]:
-        return eval_batches(
-            self.eval,
-            self._eval_transform,
-            batch_size=self._config.eval_batch_size,
-            **self._share(),
-        )
-
-    def _share(self) -> dict[str, int]:
-        return {
-            "process_index": jax.process_index(),
-            "process_count": jax.process_count(),
-            "workers": self._config.data.workers,
-        }
-
-
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """What a config describes, on a mesh of devices; no array of it exists yet.
 
     Fields:
-        data: the examples, and how this process takes its share of them.
+        train_source, eval_source: the examples.
+        train_batches: `train_batches(start_step=...)` is this process's share of the training.
+        eval_batches: `eval_batches()` is its share of one evaluation.
         task, model, optimizer, schedule: what is trained, and how.
         abstract_state: the state without values.
         new_state: makes the state at step 0 of a key.
         new_sums: makes zeros for what training adds up between two log lines.
         train_step, eval_step: the compiled programs (`make_train_step`, `make_eval_step`).
-        total_steps: of the whole run, in optimiser steps.
+        steps_per_epoch, total_steps: an epoch is a whole number of steps, and the rest of a pass
+            opens the next one.
     """
 
     config: ConfigDict
     mesh: Mesh
-    data: Data
+    train_source: Source
+    eval_source: Source
+    train_batches: Callable[..., Generator[Batch, None, None]]
+    eval_batches: Callable[[], Generator[Batch, None, None]]
     task: Task
     model: nn.Module
     optimizer: optax.GradientTransformation
@@ -110,6 +74,7 @@ class Experiment:
     new_sums: Callable[[], Sums]
     train_step: TrainStep
     eval_step: EvalStep
+    steps_per_epoch: int
     total_steps: int
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
@@ -118,7 +83,7 @@ class Experiment:
         with jax.transfer_guard("disallow"):
             measured = [
                 self.eval_step(variables, to_devices(self.mesh, batch))
-                for batch in self.data.evaluation()
+                for batch in self.eval_batches()
             ]
             total, count = add_up(jax.device_get(measured))
         return self.task.finish(total, count) | {"count": count}
@@ -134,26 +99,56 @@ def make_experiment(
     require_valid(config)
     if config.task not in TASKS:
         raise unknown("task", config.task, TASKS)
+    make_task = TASKS[config.task]
     mesh = make_mesh(devices)
     require_divisible(config.batch_size, mesh, accumulation=config.optim.accumulation)
     require_divisible(config.eval_batch_size, mesh, name="eval_batch_size")
-    make_task = TASKS[config.task]
-    data = Data(config, make_task.annotation)
-    task = make_task.of(config, num_classes=data.train.num_classes)
+
+    train_source, eval_source = (
+        open_source(config.data, split, annotation=make_task.annotation)
+        for split in (config.data.train_split, config.data.eval_split)
+    )
+    require_same_classes(train_source, eval_source)
+    steps_per_epoch = len(train_source) // config.batch_size
+    if not steps_per_epoch:
+        raise InputError(
+            f"batch_size={config.batch_size} is more than the {len(train_source)} training "
+            f"examples: use at most {len(train_source)}."
+        )
+    share = {
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+        "workers": config.data.workers,
+    }
+
     dtype = _dtype(config)
+    task = make_task.of(config, num_classes=train_source.num_classes)
     model = task.model(config.model, dtype=dtype, param_dtype=at_least_float32(dtype))
-    total_steps = max(round(config.epochs * data.steps_per_epoch), 1)
-    schedule = learning_rate(
-        config.optim, steps_per_epoch=data.steps_per_epoch, total_steps=total_steps
-    )
+    total_steps = max(round(config.epochs * steps_per_epoch), 1)
+    schedule = learning_rate(config.optim, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
     optimizer = make_optimizer(config.optim, schedule)
-    init = initialiser(
-        model, optimizer, task.inputs(abstract_batch(task, 1)), ema=bool(config.ema_decay)
-    )
+    inputs = task.inputs(abstract_batch(task, 1))
+    init = initialiser(model, optimizer, inputs, ema=bool(config.ema_decay))
     return Experiment(
         config=config,
         mesh=mesh,
-        data=data,
+        train_source=train_source,
+        eval_source=eval_source,
+        train_batches=functools.partial(
+            train_batches,
+            train_source,
+            train_transform(config.data),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            **share,
+        ),
+        eval_batches=functools.partial(
+            eval_batches,
+            eval_source,
+            eval_transform(config.data),
+            batch_size=config.eval_batch_size,
+            **share,
+        ),
         task=task,
         model=model,
         optimizer=optimizer,
@@ -163,6 +158,7 @@ def make_experiment(
         new_sums=jax.jit(lambda: empty_sums(task, config), out_shardings=replicated(mesh)),
         train_step=make_train_step(model, task, optimizer, schedule, mesh, config),
         eval_step=make_eval_step(model, task, mesh),
+        steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
     )
 

@@ -54,8 +54,8 @@ def run(
         return json.loads(result_path.read_text())
 
     experiment = make_experiment(config, devices=devices)
-    total_steps, steps_per_epoch = experiment.total_steps, experiment.data.steps_per_epoch
-    eval_every = max(round(config.eval_every * steps_per_epoch), 1)
+    total_steps = experiment.total_steps
+    eval_every = max(round(config.eval_every * experiment.steps_per_epoch), 1)
 
     # All that can be refused has been; only now is the directory taken.
     if leader:
@@ -79,13 +79,13 @@ def run(
                 workdir,
                 start_step=start_step,
                 total_steps=total_steps,
-                steps_per_epoch=steps_per_epoch,
+                steps_per_epoch=experiment.steps_per_epoch,
                 batch_size=config.batch_size,
                 headline=experiment.task.headline,
             )
         )
         profiler = closed_at_the_end(Profiler(workdir / "profile", config.profile))
-        batches = closed_at_the_end(experiment.data.training(start_step))
+        batches = closed_at_the_end(experiment.train_batches(start_step=start_step))
         told_to_stop = stack.enter_context(_told_to_stop())
 
         sums = experiment.new_sums()
@@ -132,16 +132,16 @@ def run(
 def _announce(experiment: Experiment, state: TrainState) -> None:
     if jax.process_index() != 0:
         return
-    config, data, total = experiment.config, experiment.data, experiment.total_steps
+    config, total = experiment.config, experiment.total_steps
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     log.info("devices: %s", describe_devices(list(experiment.mesh.devices.flat)))
     log.info("model: %s, %s parameters", config.model.name, f"{parameters:,}")
     log.info(
         "data: %s, %s training and %s test examples in %d classes",
         config.data.name,
-        f"{len(data.train):,}",
-        f"{len(data.eval):,}",
-        data.train.num_classes,
+        f"{len(experiment.train_source):,}",
+        f"{len(experiment.eval_source):,}",
+        experiment.train_source.num_classes,
     )
     start = int(state.step)
     log.info("steps: %d to %d", start, total) if start else log.info("steps: %d", total)

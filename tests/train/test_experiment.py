@@ -21,7 +21,7 @@ def test_every_experiment_on_digits_in_full_is_a_run(data_dir, module, name):
     config = module.get_config(name)
     config.data.data_dir = data_dir
     experiment = make_experiment(config, devices=ONE)
-    assert experiment.total_steps == config.epochs * experiment.data.steps_per_epoch
+    assert experiment.total_steps == config.epochs * experiment.steps_per_epoch
     assert isinstance(experiment.task, TASKS[config.task])
 
 
@@ -43,8 +43,11 @@ def test_the_data_make_what_the_task_asks_for(name, request):
     evaluation = abstract_batch(experiment.task, config.eval_batch_size)
     evaluation["mask"] = jax.ShapeDtypeStruct((config.eval_batch_size,), np.float32)
     for batches, expected in (
-        (experiment.data.training(0), abstract_batch(experiment.task, config.batch_size)),
-        (experiment.data.evaluation(), evaluation),
+        (
+            experiment.train_batches(start_step=0),
+            abstract_batch(experiment.task, config.batch_size),
+        ),
+        (experiment.eval_batches(), evaluation),
     ):
         with contextlib.closing(batches):
             batch = next(batches)
