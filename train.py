@@ -14,6 +14,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from flaxattn.errors import InputError, unknown
+from flaxattn.train.experiment import TASKS
 from flaxattn.train.loop import Diverged, Preempted, run
 from flaxattn.train.report import log_to_stderr
 from flaxattn.train.sharding import require_platform
@@ -45,8 +46,7 @@ def main(argv: list[str]) -> None:
         join()
     require_platform(PLATFORM.value)
     result = run(CONFIG.value, WORKDIR.value)
-    hits = round(result["accuracy"] * result["count"])
-    print(f"test accuracy: {result['accuracy']:.4f} ({hits} of {result['count']})", flush=True)
+    print(f"test {TASKS[CONFIG.value.task].sentence(result)}", flush=True)
 
 
 def join() -> None:

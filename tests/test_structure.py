@@ -150,6 +150,16 @@ def test_a_right_import_passes(part, source):
     assert violations(part, source) == []
 
 
+def test_only_the_experiment_knows_which_tasks_there_are():
+    knowing = {
+        path.name
+        for path in [*(PACKAGE / "train").glob("*.py"), PACKAGE.parent / "train.py"]
+        for name in imported(path.read_text())
+        if name.startswith("flaxattn.tasks") and name != "flaxattn.tasks.task"
+    }
+    assert knowing == {"experiment.py"}
+
+
 def run(code):
     """Standard output of Python in a process of its own, where JAX has not started."""
     settings = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}

@@ -1,10 +1,11 @@
-"""The handwritten digits that ship with scikit-learn, as a TFDS data set that needs no download.
+"""The handwritten digits that ship with scikit-learn, as TFDS data sets that need no download.
 
-python -m flaxattn.data.digits [--data_dir DIR]
+python -m flaxattn.data.digits [digits | digit_groups] [--data_dir DIR]
 """
 
 import argparse
 import contextlib
+import functools
 import io
 import os
 from collections.abc import Iterator
@@ -52,20 +53,92 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-        labels = load_digits().target
-        test = test_indices(labels)
-        train = np.setdiff1d(np.arange(len(labels)), test)
-        return {"train": self._generate_examples(train), "test": self._generate_examples(test)}
+        return {name: self._generate_examples(indices) for name, indices in splits().items()}
 
     def _generate_examples(self, indices: np.ndarray) -> Iterator[tuple[int, dict]]:
-        digits = load_digits()
-        images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+        images, labels = pixels_and_labels()
         for index in indices.tolist():
-            # Already encoded, for TFDS would need TensorFlow to encode an array.
-            png = io.BytesIO()
-            Image.fromarray(images[index]).save(png, format="PNG")
-            png.seek(0)
-            yield index, {"image": png, "label": int(digits.target[index])}
+            yield index, {"image": png(images[index]), "label": int(labels[index])}
+
+
+class DigitGroups(tfds.core.GeneratorBasedBuilder):
+    """4,500 pictures of 24x24 pixels, each of one to four digits of `Digits` at random places.
+
+    Features: image (24, 24, 1) uint8, a PNG; labels, which of 0 to 9 are there. The digits of a
+    picture do not overlap, and one may be there twice.
+
+    Splits: train, 4,000 pictures of digits from the train split of `Digits`, and test, 500 pictures
+    of digits from its test split. They are drawn once and for all.
+    """
+
+    name = "digit_groups"
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar = {"1.0.0": "4,000 training and 500 test pictures."}
+    code_path = None
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        classes = tfds.features.ClassLabel(names=[str(digit) for digit in range(10)])
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Pictures of one to four handwritten digits, from scikit-learn.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(24, 24, 1), encoding_format="png"),
+                    "labels": tfds.features.Sequence(classes),
+                }
+            ),
+            supervised_keys=("image", "labels"),
+            homepage="https://doi.org/10.24432/C50P49",
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+        indices = splits()
+        return {
+            "train": self._generate_examples(indices["train"], count=4000, seed=0),
+            "test": self._generate_examples(indices["test"], count=500, seed=1),
+        }
+
+    def _generate_examples(
+        self, indices: np.ndarray, count: int, seed: int
+    ) -> Iterator[tuple[int, dict]]:
+        images, labels = pixels_and_labels()
+        random = np.random.RandomState(seed)
+        for key in range(count):
+            chosen = random.choice(indices, random.randint(1, 5), replace=False)
+            picture = np.zeros((24, 24), np.uint8)
+            for (top, left), image in zip(places(random, len(chosen)), images[chosen], strict=True):
+                picture[top : top + 8, left : left + 8] = image
+            yield key, {"image": png(picture), "labels": np.unique(labels[chosen]).tolist()}
+
+
+def places(random: np.random.RandomState, count: int) -> np.ndarray:
+    """Top left corners (count, 2) of squares of 8 pixels that lie apart in a picture of 24."""
+    while True:
+        corners = random.randint(0, 24 - 8 + 1, (count, 2))
+        distances = np.abs(corners[:, None] - corners[None]).max(axis=-1)
+        if np.all(distances[~np.eye(count, dtype=bool)] >= 8):
+            return corners
+
+
+def pixels_and_labels() -> tuple[np.ndarray, np.ndarray]:
+    """All digits: images (1797, 8, 8) uint8, and labels."""
+    digits = load_digits()
+    return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target
+
+
+def png(pixels: np.ndarray) -> io.BytesIO:
+    """An image as TFDS takes it encoded already; to encode it itself it would need TensorFlow."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    file.seek(0)
+    return file
+
+
+def splits() -> dict[str, np.ndarray]:
+    """The indices of the digits of each split."""
+    labels = load_digits().target
+    test = test_indices(labels)
+    return {"train": np.setdiff1d(np.arange(len(labels)), test), "test": test}
 
 
 def test_indices(labels: np.ndarray) -> np.ndarray:
@@ -81,13 +154,19 @@ def test_indices(labels: np.ndarray) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-def prepare(data_dir: str | os.PathLike | None = None) -> Digits:
-    """The builder of `digits`, prepared in `data_dir` (None or "": TFDS's own) if it was not.
+BUILDERS = {builder.name: builder for builder in (Digits, DigitGroups)}
+
+
+def prepare(
+    data_dir: str | os.PathLike | None = None, *, name: str = "digits"
+) -> tfds.core.GeneratorBasedBuilder:
+    """The builder of a set, prepared in `data_dir` (None or "": TFDS's own) if it was not.
 
     The files are written beside their place and moved there in one step, so processes that start
     together do not disturb each other and a prepare that is killed leaves nothing half-written.
     """
-    builder = Digits(data_dir=data_dir or None)
+    make = functools.partial(BUILDERS[name], data_dir=data_dir or None)
+    builder = make()
     if not builder.data_path.exists():
         try:
             # TFDS prints that it downloads something, which is not so.
@@ -95,7 +174,7 @@ def prepare(data_dir: str | os.PathLike | None = None) -> Digits:
                 builder.download_and_prepare(file_format="array_record")
         except OSError:
             # Another process may have moved its own copy there first; that one is as good.
-            builder = Digits(data_dir=data_dir or None)
+            builder = make()
             if not builder.data_path.exists():
                 raise
     return builder
@@ -103,10 +182,12 @@ def prepare(data_dir: str | os.PathLike | None = None) -> Digits:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flaxattn.data.digits", description=__doc__)
+    parser.add_argument("name", nargs="?", choices=BUILDERS, default="digits")
     parser.add_argument("--data_dir", help="where TFDS keeps its data sets; TFDS's own by default")
-    builder = prepare(parser.parse_args().data_dir)
+    options = parser.parse_args()
+    builder = prepare(options.data_dir, name=options.name)
     counts = ", ".join(f"{s.num_examples} {name}" for name, s in builder.info.splits.items())
-    print(f"digits is prepared in {builder.data_dir}: {counts} images")
+    print(f"{builder.name} is prepared in {builder.data_dir}: {counts} images")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def train_batches(
     process_count: int = 1,
     workers: int = 0,
 ) -> Generator[Batch, None, None]:
-    """Training batches without end: {"image": (b, H, W, C) float32, "label": (b,) int32}.
+    """Training batches without end: b of the transform's examples, {"image": ..., "label": ...}.
 
     Every epoch is shuffled anew and has each record once; batches run across the ends of epochs.
     The n-th example is a function of (seed, n) alone, augmentation included. So a run continues

@@ -7,11 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
+import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
 from flaxattn.errors import InputError, unknown
 
+# Sets that are made on the spot, from what scikit-learn brings along.
+EMBEDDED = ("digits", "digit_groups")
+# What a task may learn of an image, in words.
+ANNOTATIONS = {"class": "image classification", "classes": "multi-label classification"}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 # In bytes. Getting at a record in a file costs as much as decoding an image of a few pixels, and
 # so small a set is read in no time.
@@ -19,10 +24,16 @@ HELD_IN_MEMORY = 2**20
 
 
 class Record(TypedDict):
-    """One undecoded example: encoded bytes, class index, and what to call it in an error."""
+    """One undecoded example.
+
+    Fields:
+        image: encoded bytes.
+        label: the index of its class or, where it may have several, uint8 (K,): 1 for each it has.
+        name: what to call it in an error.
+    """
 
     image: bytes
-    label: int
+    label: int | np.ndarray
     name: str
 
 
@@ -39,7 +50,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
-def open_source(config: Mapping[str, Any], split: str) -> Source:
+def open_source(config: Mapping[str, Any], split: str, *, annotation: str = "class") -> Source:
     """The source that a config asks for.
 
     Args:
@@ -48,15 +59,17 @@ def open_source(config: Mapping[str, Any], split: str) -> Source:
             keeps its sets, "" for TFDS's default; the root of the folders).
         split: a TFDS split, slices included ("train[:90%]"), or the name of a folder below the
             root.
+        annotation: a key of ANNOTATIONS: "class" for images of one class, "classes" for images of
+            any number of classes, which only TFDS sets have.
 
-    `digits` is prepared on the spot if need be; all others must lie on this machine.
+    The EMBEDDED sets are prepared on the spot if need be; all others must lie on this machine.
 
     Raises InputError for anything that is not there, saying what is or how to get it.
     """
     kind = config["source"]
     if kind not in _SOURCES:
         raise unknown("source", kind, _SOURCES)
-    return _SOURCES[kind](config, split)
+    return _SOURCES[kind](config, split, annotation)
 
 
 def require_same_classes(train: Source, evaluation: Source) -> None:
@@ -80,12 +93,17 @@ def require_same_classes(train: Source, evaluation: Source) -> None:
 class TfdsSource:
     """One split of a TFDS set prepared as array_record, read without TensorFlow.
 
+    An image's class is a feature of kind ClassLabel, its classes a Sequence of these.
+
     Raises InputError if the set is not prepared, is prepared in another file format, has no image
-    with a class label, or has no such split.
+    with such an annotation, or has no such split.
     """
 
-    def __init__(self, name: str, split: str, *, data_dir: str = "") -> None:
-        self._reopen = (functools.partial(TfdsSource, data_dir=data_dir), (name, split))
+    def __init__(
+        self, name: str, split: str, *, data_dir: str = "", annotation: str = "class"
+    ) -> None:
+        options = {"data_dir": data_dir, "annotation": annotation}
+        self._reopen = (functools.partial(TfdsSource, **options), (name, split))
         builder = _prepared_builder(name, data_dir)
         formats = {str(form.value) for form in builder.info.available_file_formats()}
         if "array_record" not in formats:
@@ -94,7 +112,7 @@ class TfdsSource:
                 f"array_record can be read in any order: delete {builder.data_dir} and run "
                 f"`{_prepare_command(name, data_dir)}`."
             )
-        image_key, label_key = _supervised_keys(name, builder.info)
+        image_key, label_key, classes = _supervised_keys(name, builder.info, annotation)
         splits = list(builder.info.splits)
         for part in split.split("+"):
             if (split_name := part.split("[")[0]) not in (*splits, "all"):
@@ -113,7 +131,8 @@ class TfdsSource:
             self._examples = list(self._examples)
         self._title = f"{builder.info.name}/{split}"
         self._image_key, self._label_key = image_key, label_key
-        self.class_names = tuple(builder.info.features[label_key].names)
+        self._several = annotation == "classes"
+        self.class_names = tuple(classes.names)
 
     def __reduce__(self) -> tuple:
         # Worker processes open the files themselves instead of unpickling TFDS's objects.
@@ -128,10 +147,15 @@ class TfdsSource:
 
     def __getitem__(self, index: int) -> Record:
         example = self._examples[index]
-        label = int(example[self._label_key])
         name = f"{self._title}[{index}]"
-        if label < 0:
+        labels = np.asarray(example[self._label_key])
+        if np.any(labels < 0):
             raise InputError(f"{name} has no label, as test splits often do: use another split.")
+        label: int | np.ndarray
+        if self._several:
+            label = np.isin(np.arange(self.num_classes), labels).astype(np.uint8)
+        else:
+            label = int(labels)
         return {"image": example[self._image_key], "label": label, "name": name}
 
 
@@ -190,11 +214,17 @@ class FolderSource:
         return {"image": image, "label": self._labels[index], "name": file}
 
 
-def _open_tfds(config: Mapping[str, Any], split: str) -> Source:
-    return TfdsSource(config["name"], split, data_dir=os.path.expanduser(config["data_dir"]))
+def _open_tfds(config: Mapping[str, Any], split: str, annotation: str) -> Source:
+    data_dir = os.path.expanduser(config["data_dir"])
+    return TfdsSource(config["name"], split, data_dir=data_dir, annotation=annotation)
 
 
-def _open_folder(config: Mapping[str, Any], split: str) -> Source:
+def _open_folder(config: Mapping[str, Any], split: str, annotation: str) -> Source:
+    if annotation != "class":
+        raise InputError(
+            f"a folder per class is no data for {ANNOTATIONS[annotation]}: use a TFDS set "
+            f"(data.source='tfds') whose images have a sequence of classes."
+        )
     return FolderSource(os.path.expanduser(config["data_dir"]), split)
 
 
@@ -202,16 +232,16 @@ _SOURCES = {"tfds": _open_tfds, "folder": _open_folder}
 
 
 def _prepared_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    if name == "digits":
+    if name in EMBEDDED:
         # Imported here, so that `python -m flaxattn.data.digits` does not find itself imported.
         from flaxattn.data.digits import prepare
 
-        return prepare(data_dir)
+        return prepare(data_dir, name=name)
     try:
         # From the files alone: no code of the data set, no TensorFlow, no network.
         return read_only_builder.builder_from_files(name, data_dir=data_dir or None)
     except tfds.core.DatasetNotFoundError as error:
-        known = [*tfds.list_builders(with_community_datasets=False), "digits"]
+        known = [*tfds.list_builders(with_community_datasets=False), *EMBEDDED]
         plain_name = name.split("/")[0].split(":")[0]
         doubt = ""
         if plain_name not in known:
@@ -229,15 +259,23 @@ def _prepared_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
 def _prepare_command(name: str, data_dir: str) -> str:
     where = f" --data_dir={data_dir}" if data_dir else ""
-    if name == "digits":
-        return f"python -m flaxattn.data.digits{where}"
+    if name in EMBEDDED:
+        return f"python -m flaxattn.data.digits {name}{where}"
     return f"tfds build {name} --file_format=array_record{where}"
 
 
-def _supervised_keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
+def _supervised_keys(
+    name: str, info: tfds.core.DatasetInfo, annotation: str
+) -> tuple[str, str, tfds.features.ClassLabel]:
+    """The names of the image and of its annotation, and the classes of the latter."""
     features = info.features
     images = [key for key, kind in features.items() if isinstance(kind, tfds.features.Image)]
-    labels = [key for key, kind in features.items() if isinstance(kind, tfds.features.ClassLabel)]
+    classes = {
+        key: kind.feature if isinstance(kind, tfds.features.Sequence) else kind
+        for key, kind in features.items()
+        if isinstance(kind, tfds.features.Sequence) == (annotation == "classes")
+    }
+    labels = [key for key, kind in classes.items() if isinstance(kind, tfds.features.ClassLabel)]
     if info.supervised_keys:
         image_key, label_key = info.supervised_keys[:2]
         images = [key for key in images if key == image_key]
@@ -245,10 +283,10 @@ def _supervised_keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
     if not len(images) == len(labels) == 1:
         kinds = ", ".join(f"{key}: {type(kind).__name__}" for key, kind in sorted(features.items()))
         raise InputError(
-            f"the data set {name!r} does not say which image has which class (its features are "
-            f"{kinds}): choose a set for image classification."
+            f"the data set {name!r} does not say which image has which {annotation} (its features "
+            f"are {kinds}): choose a set for {ANNOTATIONS[annotation]}."
         )
-    return images[0], labels[0]
+    return images[0], labels[0], classes[labels[0]]
 
 
 def _folders(parent: Path) -> list[str]:

@@ -24,10 +24,10 @@ RandomTransform = Callable[[Record, np.random.Generator], "Example"]
 
 
 class Example(TypedDict):
-    """What a network is trained on: image float32 (size, size, C), label int32 ()."""
+    """What a network is trained on: image float32 (size, size, C), label int32 () or (K,)."""
 
     image: np.ndarray
-    label: np.int32
+    label: np.ndarray
 
 
 def train_transform(config: Mapping[str, Any]) -> RandomTransform:
@@ -68,7 +68,7 @@ def train_transform(config: Mapping[str, Any]) -> RandomTransform:
         image = normalise(image, mean=mean, std=std)
         if erasing:
             image = random_erasing(image, rng, probability=erasing)
-        return {"image": image, "label": np.int32(record["label"])}
+        return {"image": image, "label": np.asarray(record["label"], np.int32)}
 
     return transform
 
@@ -89,7 +89,7 @@ def eval_transform(config: Mapping[str, Any]) -> Transform:
         image = resize_center_crop(image, resize=resize, size=size)
         return {
             "image": normalise(image, mean=mean, std=std),
-            "label": np.int32(record["label"]),
+            "label": np.asarray(record["label"], np.int32),
         }
 
     return transform

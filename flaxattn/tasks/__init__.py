@@ -1,5 +1,7 @@
 """What a network is trained for: the loss, the metrics, the prediction."""
 
 from flaxattn.tasks.classification import Classification
+from flaxattn.tasks.multilabel import MultiLabel
+from flaxattn.tasks.task import Task
 
-__all__ = ["Classification"]
+__all__ = ["Classification", "MultiLabel", "Task"]

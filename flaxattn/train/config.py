@@ -13,6 +13,7 @@ def base_config() -> ConfigDict:
     """Every field that a run reads. Steps are optimiser steps; epochs are passes over the data."""
     config = ConfigDict()
     config.seed = 0
+    config.task = "classification"  # or "multilabel": any number of classes an image
     # A name of flaxattn.MODELS and its fields: attention, conv, context, stem, width, ...
     config.model = ConfigDict({"name": "resnet50"})
     # What convolutions compute in; parameters, statistics, gates and losses stay float32.

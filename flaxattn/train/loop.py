@@ -2,45 +2,23 @@
 
 import contextlib
 import json
-import math
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from flaxattn.data import (
-    Batch,
-    eval_batches,
-    eval_transform,
-    open_source,
-    require_same_classes,
-    train_batches,
-    train_transform,
-)
-from flaxattn.errors import InputError, unknown
-from flaxattn.layers.precision import at_least_float32
-from flaxattn.models import create_model
-from flaxattn.tasks import Classification
+from flaxattn.errors import InputError
 from flaxattn.train import workdir as workdirs
 from flaxattn.train.checkpoint import Checkpoints
-from flaxattn.train.config import require_valid
-from flaxattn.train.optimizer import learning_rate, make_optimizer
+from flaxattn.train.experiment import Experiment, make_experiment
 from flaxattn.train.profile import Profiler
 from flaxattn.train.report import Report, log
-from flaxattn.train.sharding import (
-    describe_devices,
-    make_mesh,
-    replicated,
-    require_divisible,
-    to_devices,
-)
-from flaxattn.train.state import TrainState, initialiser
-from flaxattn.train.step import Sums, empty_sums, make_eval_step, make_train_step
+from flaxattn.train.sharding import describe_devices, replicated, to_devices
+from flaxattn.train.state import TrainState
+from flaxattn.train.step import Sums
 
 
 class Diverged(RuntimeError):
@@ -62,44 +40,22 @@ def run(
             complete there is not trained again.
         devices: to train on; all of all processes by default.
 
-    Returns the test metrics: means over the examples, and their `count`.
+    Returns the test metrics, and the `count` of the examples.
 
     Raises InputError for what cannot be run, Diverged at a loss that is not a number, Preempted on
     SIGTERM or Ctrl-C after saving.
     """
     workdir = Path(workdir)
     leader = jax.process_index() == 0
-    require_valid(config)
     workdirs.require_same(workdir, config)
     result_path = workdir / "result.json"
     if result_path.exists():
         log.info("the run in %s is complete; this is its result", workdir)
         return json.loads(result_path.read_text())
 
-    mesh = make_mesh(devices)
-    require_divisible(config.batch_size, mesh, accumulation=config.optim.accumulation)
-    require_divisible(config.eval_batch_size, mesh, name="eval_batch_size")
-    data = Data(config)
-    total_steps = max(round(config.epochs * data.steps_per_epoch), 1)
-    eval_every = max(round(config.eval_every * data.steps_per_epoch), 1)
-
-    dtype = _dtype(config)
-    model = create_model(
-        num_classes=data.num_classes,
-        dtype=dtype,
-        param_dtype=at_least_float32(dtype),
-        **config.model,
-    )
-    task = Classification(data.num_classes, label_smoothing=config.label_smoothing)
-    schedule = learning_rate(
-        config.optim, steps_per_epoch=data.steps_per_epoch, total_steps=total_steps
-    )
-    optimizer = make_optimizer(config.optim, schedule)
-    train_step = make_train_step(model, task, optimizer, schedule, mesh, config)
-    eval_step = make_eval_step(model, task, mesh)
-    new_sums = jax.jit(lambda: empty_sums(config), out_shardings=replicated(mesh))
-    init = initialiser(model, optimizer, data.image_shape, ema=bool(config.ema_decay))
-    abstract_state = jax.eval_shape(init, jax.random.key(config.seed))
+    experiment = make_experiment(config, devices=devices)
+    total_steps = experiment.total_steps
+    eval_every = max(round(config.eval_every * experiment.steps_per_epoch), 1)
 
     # All that can be refused has been; only now is the directory taken.
     if leader:
@@ -113,25 +69,26 @@ def run(
             Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
         )
         if checkpoints.latest_step() is None:
-            state = jax.jit(init, out_shardings=replicated(mesh))(jax.random.key(config.seed))
+            state = experiment.new_state(jax.random.key(config.seed))
         else:
-            state = checkpoints.restore(abstract_state, replicated(mesh))
+            state = checkpoints.restore(experiment.abstract_state, replicated(experiment.mesh))
         start_step = int(state.step)
-        _announce(config, data, state, mesh, total_steps)
+        _announce(experiment, state)
         report = closed_at_the_end(
             Report(
                 workdir,
                 start_step=start_step,
                 total_steps=total_steps,
-                steps_per_epoch=data.steps_per_epoch,
+                steps_per_epoch=experiment.steps_per_epoch,
                 batch_size=config.batch_size,
+                headline=experiment.task.headline,
             )
         )
         profiler = closed_at_the_end(Profiler(workdir / "profile", config.profile))
-        batches = closed_at_the_end(data.training(start_step))
+        batches = closed_at_the_end(experiment.train_batches(start_step=start_step))
         told_to_stop = stack.enter_context(_told_to_stop())
 
-        sums = new_sums()
+        sums = experiment.new_sums()
         for step in range(start_step + 1, total_steps + 1):
             try:
                 batch = next(batches)
@@ -144,7 +101,8 @@ def run(
             profiler.before(step)
             # Nothing crosses between host and device here but the batch, and nobody waits.
             with jax.transfer_guard("disallow"):
-                state, sums = train_step(state, sums, to_devices(mesh, batch))
+                batch = to_devices(experiment.mesh, batch)
+                state, sums = experiment.train_step(state, sums, batch)
             profiler.after(step, sums)
             report.advance(step, sums)
 
@@ -153,10 +111,10 @@ def run(
             if step % config.log_every == 0 or saves:
                 _require_finite(sums, checkpoints)
                 report.train(step, _means(sums))
-                sums = new_sums()
+                sums = experiment.new_sums()
             # There may be no time left for an evaluation; the last step has its own below.
             if step % eval_every == 0 and step < total_steps and not stops:
-                report.evaluation(step, evaluate(eval_step, state, data.evaluation(), mesh))
+                report.evaluation(step, experiment.evaluate(state))
             if saves:
                 checkpoints.save(step, state)
             if stops:
@@ -164,93 +122,26 @@ def run(
                     f"told to stop after step {step} of {total_steps}: all is saved in {workdir}; "
                     f"the same command goes on from there."
                 )
-        result = evaluate(eval_step, state, data.evaluation(), mesh)
+        result = experiment.evaluate(state)
         report.evaluation(total_steps, result)
     if leader:
         workdirs.write_json(result_path, result)
     return result
 
 
-def evaluate(
-    eval_step: Callable[..., Sums], state: TrainState, batches: Iterator, mesh: Mesh
-) -> dict[str, float]:
-    """Exact means of the task's metrics: each example counts once, padding never."""
-    variables = state.variables()
-    with jax.transfer_guard("disallow"):
-        sums = [eval_step(variables, to_devices(mesh, batch)) for batch in batches]
-        fetched = jax.device_get(sums)
-    totals = {name: math.fsum(batch[name] for batch in fetched) for name in fetched[0]}
-    count = totals.pop("count")
-    return {name: total / count for name, total in totals.items()} | {"count": int(count)}
-
-
-class Data:
-    """The training and evaluation sources of a config, and their batches for this process."""
-
-    def __init__(self, config: ConfigDict):
-        self._config = config
-        self.train = open_source(config.data, config.data.train_split)
-        self.eval = open_source(config.data, config.data.eval_split)
-        self._train_transform = train_transform(config.data)
-        self._eval_transform = eval_transform(config.data)
-        require_same_classes(self.train, self.eval)
-        self.num_classes = self.train.num_classes
-        self.image_shape = (config.data.image_size, config.data.image_size, config.data.channels)
-        # An epoch is a whole number of steps: the rest of a pass opens the next one.
-        self.steps_per_epoch = len(self.train) // config.batch_size
-        if not self.steps_per_epoch:
-            raise InputError(
-                f"batch_size={config.batch_size} is more than the {len(self.train)} training "
-                f"examples: use at most {len(self.train)}."
-            )
-
-    def training(self, start_step: int) -> Generator[Batch, None, None]:
-        return train_batches(
-            self.train,
-            self._train_transform,
-            batch_size=self._config.batch_size,
-            seed=self._config.seed,
-            start_step=start_step,
-            **self._share(),
-        )
-
-    def evaluation(self) -> Generator[Batch, None, None]:
-        return eval_batches(
-            self.eval,
-            self._eval_transform,
-            batch_size=self._config.eval_batch_size,
-            **self._share(),
-        )
-
-    def _share(self) -> dict[str, int]:
-        return {
-            "process_index": jax.process_index(),
-            "process_count": jax.process_count(),
-            "workers": self._config.data.workers,
-        }
-
-
-def _dtype(config: ConfigDict) -> jnp.dtype:
-    names = ("float32", "bfloat16", "float64")
-    if config.dtype not in names:
-        raise unknown("dtype", config.dtype, names)
-    if config.dtype == "float64" and not jax.config.values["jax_enable_x64"]:
-        raise InputError("dtype='float64' needs 64-bit JAX: set JAX_ENABLE_X64=1.")
-    return jnp.dtype(config.dtype)
-
-
-def _announce(config: ConfigDict, data: Data, state: TrainState, mesh: Mesh, total: int) -> None:
+def _announce(experiment: Experiment, state: TrainState) -> None:
     if jax.process_index() != 0:
         return
+    config, total = experiment.config, experiment.total_steps
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    log.info("devices: %s", describe_devices(list(mesh.devices.flat)))
+    log.info("devices: %s", describe_devices(list(experiment.mesh.devices.flat)))
     log.info("model: %s, %s parameters", config.model.name, f"{parameters:,}")
     log.info(
         "data: %s, %s training and %s test examples in %d classes",
         config.data.name,
-        f"{len(data.train):,}",
-        f"{len(data.eval):,}",
-        data.num_classes,
+        f"{len(experiment.train_source):,}",
+        f"{len(experiment.eval_source):,}",
+        experiment.train_source.num_classes,
     )
     start = int(state.step)
     log.info("steps: %d to %d", start, total) if start else log.info("steps: %d", total)

@@ -42,10 +42,12 @@ class Report:
         total_steps: int,
         steps_per_epoch: int,
         batch_size: int,
+        headline: str,
     ):
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch
         self._batch_size = batch_size
+        self._headline = headline
         # Where the interval of pure training began: (step, seconds). None until a step has been
         # compiled and run, and after whatever is not training.
         self._began: tuple[int, float] | None = None
@@ -104,7 +106,7 @@ class Report:
         self._redirect.__exit__(None, None, None)
         self._events.close()
         if history := read_history(self._path):
-            draw_curves(history, self._curves)
+            draw_curves(history, self._curves, headline=self._headline)
 
     def _write(self, step: int, split: str, metrics: dict[str, float], words: str) -> None:
         if not self._writes:
@@ -126,18 +128,18 @@ def read_history(path: Path) -> list[dict]:
     return list({(row["step"], row["split"]): row for row in rows}.values())
 
 
-def draw_curves(history: list[dict], path: Path) -> None:
-    """Loss and accuracy against the step, training and test, as a PNG."""
+def draw_curves(history: list[dict], path: Path, *, headline: str) -> None:
+    """Loss and headline metric against the step as a PNG, of each split that has them."""
     figure = matplotlib.figure.Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+    for axes, metric in zip(figure.subplots(1, 2), ("loss", headline), strict=True):
         for split, style in (("train", "-"), ("test", "o-")):
-            rows = [row for row in history if row["split"] == split]
-            axes.plot(
-                [r["step"] for r in rows], [r[metric] for r in rows], style, ms=3, label=split
-            )
+            rows = [row for row in history if row["split"] == split and metric in row]
+            if rows:
+                points = zip(*((row["step"], row[metric]) for row in rows), strict=True)
+                axes.plot(*points, style, ms=3, label=split)
+                axes.legend()
         axes.set(xlabel="step", ylabel=metric)
         axes.grid(alpha=0.3)
-        axes.legend()
     figure.axes[0].set_yscale("log")
     temporary = path.with_suffix(".tmp")
     figure.savefig(temporary, format="png", dpi=120)

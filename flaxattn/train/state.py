@@ -34,12 +34,16 @@ class TrainState:
 
 
 def initialiser(
-    model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple, *, ema: bool
+    model: nn.Module, optimizer: optax.GradientTransformation, inputs: tuple, *, ema: bool
 ) -> Callable[[Array], TrainState]:
-    """A pure function from a key to the state at step 0, for `jit` and `eval_shape`."""
+    """A pure function from a key to the state at step 0, for `jit` and `eval_shape`.
+
+    inputs: the model's positional arguments, abstract (jax.ShapeDtypeStruct).
+    """
 
     def init(key: Array) -> TrainState:
-        variables = model.init(key, jnp.zeros((1, *image_shape)))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
+        variables = model.init(key, *zeros)
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         # Copies: a donated state must not hold one buffer twice.
         average = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})

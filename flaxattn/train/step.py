@@ -13,30 +13,30 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from flaxattn.layers.precision import at_least_float32
-from flaxattn.tasks import Classification
-from flaxattn.train.mix import mix
+from flaxattn.tasks.task import Batch, Measured, Task, abstract_batch
 from flaxattn.train.sharding import by_example, replicated
 from flaxattn.train.state import TrainState
 
-Batch = dict[str, Array]
 Sums = dict[str, Array]
+TrainStep = Callable[[TrainState, Sums, Batch], tuple[TrainState, Sums]]
+EvalStep = Callable[[Any, Batch], tuple[Measured, Array]]
 
 
-def empty_sums(config: ConfigDict) -> Sums:
+def empty_sums(task: Task, config: ConfigDict) -> Sums:
     """What training adds up on the device between two log lines, in float32 or wider."""
-    names = ("loss", "accuracy", "grad_norm", "learning_rate", "steps")
+    names = ("loss", *task.logged, "grad_norm", "learning_rate", "steps")
     zeros = {name: jnp.zeros((), at_least_float32(config.dtype)) for name in names}
     return zeros | {"first_bad_step": jnp.full((), -1, jnp.int32)}
 
 
 def make_train_step(
     model: nn.Module,
-    task: Classification,
+    task: Task,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     mesh: Mesh,
     config: ConfigDict,
-) -> Callable[[TrainState, Sums, Batch], tuple[TrainState, Sums]]:
+) -> TrainStep:
     """`step(state, sums, batch)`; both state and sums are donated.
 
     Its randomness is a function of (config.seed, state.step) alone. A loss, gradient or state that
@@ -46,17 +46,17 @@ def make_train_step(
     micro_batches = config.optim.accumulation
 
     def loss_fn(params, batch_stats, key, batch):
-        logits, updates = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            batch["image"],
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": key},
-        )
-        loss = jnp.mean(task.loss(logits, batch["target"]))
-        hits = jnp.argmax(logits, -1) == jnp.argmax(batch["target"], -1)
-        aux = {"loss": loss, "accuracy": jnp.mean(hits, dtype=loss.dtype)}
-        return loss, (updates.get("batch_stats", {}), aux)
+        # The mesh is there for what a model or a task does under `shard_map`.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            outputs, updates = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                *task.inputs(batch),
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": key},
+            )
+            loss, logged = task.loss(outputs, batch)
+        return loss, (updates.get("batch_stats", {}), {"loss": loss, **logged})
 
     def gradients(params, batch_stats, key, batch):
         """Mean gradients over the micro-batches; the statistics see one after the other."""
@@ -70,31 +70,25 @@ def make_train_step(
             return (batch_stats, jax.tree.map(jnp.add, total, (found, aux))), None
 
         zeros = jax.tree.map(jnp.zeros_like, params)
-        empty = {name: empty_sums(config)[name] for name in ("loss", "accuracy")}
+        empty = {name: empty_sums(task, config)[name] for name in ("loss", *task.logged)}
         inputs = (jnp.arange(micro_batches), jax.tree.map(_interleave(micro_batches), batch))
         (batch_stats, total), _ = jax.lax.scan(body, (batch_stats, (zeros, empty)), inputs)
         means = jax.tree.map(lambda t: t / micro_batches, total)
         return *means, batch_stats
 
     def train_step(state: TrainState, sums: Sums, batch: Batch) -> tuple[TrainState, Sums]:
-        chex.assert_rank([batch["image"], batch["label"]], [4, 1])
-        chex.assert_equal_shape_prefix([batch["image"], batch["label"]], 1)
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        mix_key, dropout_key = jax.random.split(key)
-        images, targets = mix(
-            mix_key,
-            batch["image"],
-            task.targets(batch["label"]),
-            mixup_alpha=config.mixup_alpha,
-            cutmix_alpha=config.cutmix_alpha,
+        chex.assert_trees_all_equal_shapes_and_dtypes(
+            batch, abstract_batch(task, config.batch_size)
         )
-        mixed = {"image": images, "target": targets}
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        prepare_key, dropout_key = jax.random.split(key)
+        batch = task.prepare(prepare_key, batch)
         if micro_batches == 1:
             found, (batch_stats, aux) = jax.grad(loss_fn, has_aux=True)(
-                state.params, state.batch_stats, dropout_key, mixed
+                state.params, state.batch_stats, dropout_key, batch
             )
         else:
-            found, aux, batch_stats = gradients(state.params, state.batch_stats, dropout_key, mixed)
+            found, aux, batch_stats = gradients(state.params, state.batch_stats, dropout_key, batch)
         # optax mixes its integer count with Python floats, which strict promotion refuses.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(found, state.opt_state, state.params)
@@ -118,20 +112,24 @@ def make_train_step(
     )
 
 
-def make_eval_step(
-    model: nn.Module, task: Classification, mesh: Mesh
-) -> Callable[[Any, Batch], Sums]:
-    """`step(variables, batch)` -> each metric's sum over the examples with mask 1, and `count`."""
+def make_eval_step(model: nn.Module, task: Task, mesh: Mesh) -> EvalStep:
+    """`step(variables, batch)` -> what the task measures, and the batch's mask.
 
-    def eval_step(variables, batch: Batch) -> Sums:
-        logits: Array = model.apply(variables, batch["image"], train=False)  # type: ignore[assignment]
-        per_example = task.metrics(logits, batch["label"])
-        # where, not a product: a padding row may well be NaN, and NaN times zero is NaN.
-        sums = {
-            name: jnp.sum(jnp.where(batch["mask"] > 0, values, jnp.zeros_like(values)))
-            for name, values in per_example.items()
-        }
-        return sums | {"count": jnp.sum(batch["mask"])}
+    The sums are those of the examples with mask 1; the records are of all, gathered.
+    """
+
+    def eval_step(variables, batch: Batch) -> tuple[Measured, Array]:
+        mask = batch["mask"]
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            outputs = model.apply(variables, *task.inputs(batch), train=False)
+            sums, records = task.measure(outputs, batch)
+
+        def masked_sum(values: Array) -> Array:
+            # where, not a product: a padding row may well be NaN, and NaN times zero is NaN.
+            real = mask.reshape(-1, *[1] * (values.ndim - 1)) > 0
+            return jnp.sum(jnp.where(real, values, jnp.zeros_like(values)), axis=0)
+
+        return Measured(jax.tree.map(masked_sum, sums), records), mask
 
     return jax.jit(
         eval_step,

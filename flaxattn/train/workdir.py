@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from flaxattn.errors import InputError
+from flaxattn.train.config import base_config
 
 # Fields that say how a run is carried out, not what it computes: they may change between restarts.
 _MAY_CHANGE = {
@@ -64,7 +65,9 @@ def _fields(config: ConfigDict) -> dict:
 
 
 def _differences(theirs: dict, ours: dict) -> list[str]:
-    theirs, ours = flat_fields(theirs), flat_fields(ours)
+    # A field that did not exist when the directory was written had what is now its default.
+    theirs = flat_fields(_fields(base_config())) | flat_fields(theirs)
+    ours = flat_fields(ours)
     return [
         f"{name}: {theirs.get(name)!r} there, {ours.get(name)!r} here"
         for name in theirs.keys() | ours.keys()

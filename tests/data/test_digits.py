@@ -88,6 +88,48 @@ def test_images_are_png(data_dir):
         assert (image.format, image.mode, image.size) == ("PNG", "L", (8, 8))
 
 
+@pytest.fixture(scope="module")
+def groups(data_dir):
+    """(pictures (N, 24, 24) uint8, labels: N arrays) of each split, decoded by TFDS itself."""
+    builder = digits.prepare(data_dir, name="digit_groups")
+    assert builder.info.file_format.value == "array_record"
+    decoded = {}
+    for split in ("train", "test"):
+        examples = list(builder.as_data_source(split))
+        pictures = np.stack([example["image"][..., 0] for example in examples])
+        decoded[split] = pictures, [example["labels"] for example in examples]
+    return decoded
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_groups_are_made_of_the_digits_of_their_split_side_by_side(groups, splits, split):
+    known = {image.tobytes(): label for image, label in zip(*splits[split], strict=True)}
+    assert len(known) == len(splits[split][0])
+    pictures, labels = groups[split]
+    numbers = set()
+    for picture, digits_there in zip(pictures[:200], labels[:200], strict=True):
+        rebuilt, found = np.zeros_like(picture), []
+        for top, left in np.ndindex(17, 17):
+            window = picture[top : top + 8, left : left + 8]
+            if (label := known.get(window.tobytes())) is not None:
+                assert not rebuilt[top : top + 8, left : left + 8].any()
+                rebuilt[top : top + 8, left : left + 8] = window
+                found.append(label)
+        np.testing.assert_array_equal(rebuilt, picture)
+        assert sorted(set(found)) == digits_there.tolist()
+        numbers.add(len(found))
+    assert numbers == {1, 2, 3, 4}
+
+
+def test_groups_never_change(groups):
+    assert {split: len(pictures) for split, (pictures, _) in groups.items()} == {
+        "train": 4000,
+        "test": 500,
+    }
+    content = b"".join(pictures.tobytes() for pictures, _ in groups.values())
+    assert hashlib.sha256(content).hexdigest()[:16] == "b820b3280d78daf7"
+
+
 def test_prepared_as_array_record_and_only_once(tmp_path):
     first = digits.prepare(tmp_path)
     assert first.info.file_format.value == "array_record"
@@ -148,3 +190,11 @@ def test_the_command_prepares_and_prints_a_line(tmp_path):
     assert done.stdout.splitlines() == [
         f"digits is prepared in {tmp_path}/digits/1.0.0: 1438 train, 359 test images"
     ]
+
+
+def test_the_command_takes_the_name_of_a_set(data_dir, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["digits", "digit_groups", f"--data_dir={data_dir}"])
+    digits.main()
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"digit_groups is prepared in {data_dir}/digit_groups/1.0.0: 4000 train, 500 test images"
+    )

@@ -86,7 +86,8 @@ class Rooms(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [  # noqa: RUF012
-        tfds.core.BuilderConfig(name=name) for name in ("plain", "named", "stereo", "nested")
+        tfds.core.BuilderConfig(name=name)
+        for name in ("plain", "named", "stereo", "nested", "several")
     ]
     code_path = None
 
@@ -98,6 +99,7 @@ class Rooms(tfds.core.GeneratorBasedBuilder):
             "named": {"photo": image, "depth": image, "kind": label},
             "stereo": {"left": image, "right": image, "kind": label},
             "nested": {"photo": image, "objects": {"kind": label}},
+            "several": {"photo": image, "kinds": tfds.features.Sequence(label)},
         }
         return tfds.core.DatasetInfo(
             builder=self,
@@ -116,6 +118,7 @@ class Rooms(tfds.core.GeneratorBasedBuilder):
                 if name in values:
                     example[name] = io.BytesIO(encoded(values[name]))
             example |= {"kind": label, "note": "x", "objects": {"kind": label}}
+            example["kinds"] = [label] * key
             yield key, {name: example[name] for name in self.info.features}
 
 
@@ -139,6 +142,7 @@ def test_the_keys_are_found_from_the_features(rooms, name):
     [
         ("rooms/stereo", "kind: ClassLabel, left: Image, right: Image"),
         ("rooms/nested", "objects: FeaturesDict, photo: Image"),
+        ("rooms/several", "kinds: Sequence, photo: Image"),
     ],
 )
 def test_a_set_that_is_not_for_classification_is_refused(rooms, name, kinds):
@@ -151,6 +155,25 @@ def test_a_record_without_a_label_is_refused(rooms):
     source = open_source(tfds_config("rooms/plain", rooms), "test")
     with pytest.raises(InputError, match=r"rooms/test\[1\] has no label"):
         source[1]
+
+
+def test_an_image_may_have_several_classes_or_none(rooms):
+    config = tfds_config("rooms/several", rooms)
+    source = open_source(config, "train", annotation="classes")
+    assert source.class_names == ("hall", "attic")
+    labels = [source[index]["label"] for index in range(3)]
+    assert sorted(label.tolist() for label in labels) == [[0, 0], [0, 1], [0, 1]]
+    assert {label.dtype for label in labels} == {np.dtype(np.uint8)}
+    assert pickle.loads(pickle.dumps(source))[1]["label"].tolist() == labels[1].tolist()
+    unlabelled = open_source(config, "test", annotation="classes")
+    with pytest.raises(InputError, match="has no label"):
+        [unlabelled[index] for index in range(3)]
+
+
+def test_a_set_of_one_class_an_image_is_not_multi_label(data_dir):
+    with pytest.raises(InputError, match="image: Image, label: ClassLabel") as error:
+        open_source(tfds_config("digits", data_dir), "train", annotation="classes")
+    assert "choose a set for multi-label classification" in one_sentence(error)
 
 
 def test_a_set_that_is_not_prepared_names_the_command(tmp_path):
@@ -180,7 +203,7 @@ def test_a_set_prepared_in_another_format_is_refused(tmp_path, data_dir):
         open_source(tfds_config("digits", tmp_path), "train")
     message = one_sentence(error)
     assert f"delete {info.parent}" in message
-    assert f"run `python -m flaxattn.data.digits --data_dir={tmp_path}`" in message
+    assert f"run `python -m flaxattn.data.digits digits --data_dir={tmp_path}`" in message
 
 
 @pytest.mark.parametrize("split", ["tset", "train+tset", "tset[:5]"])
@@ -235,6 +258,11 @@ def test_a_folder_per_class(root):
     assert source[2]["image"] == (root / "train/dog/b.png").read_bytes()
     assert len(source) == 3
     assert pickle.loads(pickle.dumps(source))[1] == source[1]
+
+
+def test_folders_have_one_class_an_image(root):
+    with pytest.raises(InputError, match="no data for multi-label classification: use a TFDS set"):
+        open_source(folder_config(root), "train", annotation="classes")
 
 
 def test_what_is_named_as_an_image_and_is_no_file_is_passed_over(root):

@@ -13,7 +13,9 @@ from flaxattn.train.state import initialiser
 
 @pytest.fixture
 def init():
-    return initialiser(nn.Dense(3), optax.adam(0.1), (5,), ema=True)
+    return initialiser(
+        nn.Dense(3), optax.adam(0.1), (jax.ShapeDtypeStruct((1, 5), np.float32),), ema=True
+    )
 
 
 def born(init, devices, seed=0):

@@ -18,7 +18,8 @@ MODEL = create_model(
 
 def saved_state(workdir, *, ema):
     """A state on all devices, its averages unlike its parameters, saved as step 7."""
-    init = initialiser(MODEL, optax.sgd(0.1, momentum=0.9), (8, 8, 1), ema=ema)
+    inputs = (jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32),)
+    init = initialiser(MODEL, optax.sgd(0.1, momentum=0.9), inputs, ema=ema)
     state = jax.jit(init, out_shardings=replicated(make_mesh()))(jax.random.key(0))
     state = state.replace(ema=jax.tree.map(lambda x: x + 1, state.ema))
     checkpoints = Checkpoints(workdir / "checkpoints", keep=1)

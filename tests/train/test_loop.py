@@ -11,9 +11,7 @@ from PIL import Image
 
 from configs import digits, imagenet_resnet50
 from flaxattn.errors import InputError
-from flaxattn.models import create_model
-from flaxattn.train import loop
-from flaxattn.train.config import require_valid
+from flaxattn.train import experiment, loop
 from tests.train.runs import history, losses, newest_state, newest_step
 
 # Eight devices, the default, compile and run a third longer on two cores.
@@ -41,29 +39,6 @@ def test_every_digits_experiment_trains(data_dir, tmp_path, name):
     assert np.isfinite(losses(tmp_path)).all()
 
 
-@pytest.mark.parametrize("name", digits.SLOTS)
-def test_every_digits_experiment_in_full_is_a_run(data_dir, name):
-    """The config as people start it: its model, data and schedule fit together."""
-    config = digits.get_config(name)
-    config.data.data_dir = data_dir
-    require_valid(config)
-    data = loop.Data(config)
-    model = create_model(num_classes=data.num_classes, **config.model)
-    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *data.image_shape)))
-    loop.learning_rate(config.optim, steps_per_epoch=data.steps_per_epoch, total_steps=660)
-
-
-@pytest.mark.parametrize("name", imagenet_resnet50.SLOTS)
-def test_every_imagenet_experiment_is_a_resnet50(name):
-    config = imagenet_resnet50.get_config(name)
-    require_valid(config)
-    model = create_model(dtype=jnp.dtype(config.dtype), **config.model)
-    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    assert count >= 25_557_032
-    assert (count == 25_557_032) == (name == "none")
-
-
 def test_a_run_leaves_all_that_people_ask_for(config, tmp_path):
     result = loop.run(config, tmp_path)
     assert result["count"] == 359
@@ -79,14 +54,14 @@ def test_a_run_leaves_all_that_people_ask_for(config, tmp_path):
 
 def test_a_complete_run_is_not_trained_again(config, tmp_path, monkeypatch):
     first = loop.run(config, tmp_path, devices=ONE)
-    monkeypatch.setattr(loop, "make_train_step", None)
+    monkeypatch.setattr(loop, "make_experiment", None)
     assert loop.run(config, tmp_path, devices=ONE) == first
 
 
 def test_a_run_killed_before_its_result_only_evaluates(config, tmp_path, monkeypatch):
     first = loop.run(config, tmp_path, devices=ONE)
     (tmp_path / "result.json").unlink()
-    monkeypatch.setattr(loop, "train_batches", lambda *_, **__: iter_with_close())
+    monkeypatch.setattr(experiment, "train_batches", lambda *_, **__: iter_with_close())
     assert loop.run(config, tmp_path, devices=ONE) == first
 
 
@@ -133,7 +108,9 @@ def test_each_example_counts_once(config, tmp_path, eval_batch_size):
     assert found["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
 
-def test_told_to_stop_it_saves_and_goes_on_bit_equal(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["config", "groups_config"])
+def test_told_to_stop_it_saves_and_goes_on_bit_equal(name, request, tmp_path, monkeypatch):
+    config = request.getfixturevalue(name)
     loop.run(config, tmp_path / "whole", devices=ONE)
 
     def interrupted(*args, start_step, **kwargs):
@@ -143,26 +120,27 @@ def test_told_to_stop_it_saves_and_goes_on_bit_equal(config, tmp_path, monkeypat
                 signal.raise_signal(signal.SIGTERM)
             yield batch
 
-    train_batches = loop.train_batches
+    train_batches = experiment.train_batches
     handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_batches", interrupted)
-        with pytest.raises(loop.Preempted, match=r"after step 5 of 11: all is saved in .*parts"):
+        patch.setattr(experiment, "train_batches", interrupted)
+        with pytest.raises(loop.Preempted, match=r"after step 5 of \d+: all is saved in .*parts"):
             loop.run(config, tmp_path / "parts", devices=ONE)
     assert signal.getsignal(signal.SIGTERM) is handler
     loop.run(config, tmp_path / "parts", devices=ONE)
     assert_bit_equal(newest_state(tmp_path / "parts"), newest_state(tmp_path / "whole"))
-    assert losses(tmp_path / "parts", "test") == losses(tmp_path / "whole", "test")
+    results = [(tmp_path / part / "result.json").read_text() for part in ("parts", "whole")]
+    assert results[0] == results[1]
 
 
 def test_a_run_goes_on_with_another_number_of_devices(config, tmp_path, monkeypatch):
     """Saved on eight devices, resumed on two: the losses of one that never stopped."""
     config.log_every = 1
     loop.run(config, tmp_path / "whole")
-    train_batches = loop.train_batches
+    train_batches = experiment.train_batches
     with monkeypatch.context() as patch:
         patch.setattr(
-            loop, "train_batches", lambda *a, **k: first_batches(train_batches(*a, **k), 9)
+            experiment, "train_batches", lambda *a, **k: first_batches(train_batches(*a, **k), 9)
         )
         with pytest.raises(StopIteration):
             loop.run(config, tmp_path / "parts")
@@ -180,11 +158,13 @@ def test_what_is_not_finite_names_its_step(config, tmp_path, monkeypatch):
     config.optim.learning_rate = 1e30
     config.optim.warmup_epochs = 1e-9
     config.checkpoint_every = 1
-    schedule = loop.learning_rate
+    schedule = experiment.learning_rate
     with pytest.raises(loop.Diverged, match=r"not finite numbers at step 1; .*none was saved yet"):
         loop.run(config, tmp_path / "at once", devices=ONE)
     monkeypatch.setattr(
-        loop, "learning_rate", lambda *a, **k: lambda t: jnp.where(t < 2, 0.1, schedule(*a, **k)(t))
+        experiment,
+        "learning_rate",
+        lambda *a, **k: lambda t: jnp.where(t < 2, 0.1, schedule(*a, **k)(t)),
     )
     with pytest.raises(loop.Diverged, match=r"at step 3; .*step 2 in .*in another --workdir, try"):
         loop.run(config, tmp_path / "later", devices=ONE)
@@ -205,8 +185,8 @@ def test_the_step_is_traced_once(config, tmp_path, monkeypatch):
         steps.append(make_train_step(*args))
         return steps[-1]
 
-    make_train_step = loop.make_train_step
-    monkeypatch.setattr(loop, "make_train_step", kept)
+    make_train_step = experiment.make_train_step
+    monkeypatch.setattr(experiment, "make_train_step", kept)
     config.eval_every = 0.2
     loop.run(config, tmp_path, devices=ONE)
     assert [step._cache_size() for step in steps] == [1]
@@ -249,6 +229,8 @@ def test_every_option_trains(config, tmp_path, fields):
         ({"batch_size": 60}, "batch_size=60 is not divisible by the 8 devices"),
         ({"eval_batch_size": 3}, "eval_batch_size=3 is not divisible by the 8 devices"),
         ({"batch_size": 1440}, "batch_size=1440 is more than the 1438 training examples"),
+        ({"task": "classificaton"}, "unknown task 'classificaton': did you mean classification"),
+        ({"task": "multilabel"}, "choose a set for multi-label classification"),
         ({"dtype": "float61"}, "unknown dtype 'float61': did you mean"),
         ({"dtype": "float64"}, "needs 64-bit JAX: set JAX_ENABLE_X64=1"),
         ({"log_every": 0}, "log_every=0: use 1 or more"),

@@ -153,6 +153,23 @@ def test_two_processes_have_the_losses_of_one(tmp_path, flags, start, dtype, pea
 
 
 @pytest.mark.slow
+def test_two_processes_have_the_average_precision_of_one(tmp_path, flags, start):
+    """It is of the scores that both have found, padding dropped: 500 in batches of 96."""
+    flags += ["--config.dtype=float64", "--config.eval_batch_size=96"]
+    options = {"config": "digit_groups.py:se,debug", **X64}
+    status, output = finish(start(tmp_path / "one", *flags, **options))
+    assert status == 0, output
+    results = [finish(p) for p in start_two(start, tmp_path / "two", *flags, **options)]
+    assert [status for status, _ in results] == [0, 0], results
+    lines = [output.splitlines()[-1] for output in (output, *(output for _, output in results))]
+    assert lines[0].startswith("test mAP: 0.")
+    assert lines[0].endswith("(500 images)")
+    assert len(set(lines)) == 1
+    one, two = (json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-9)
+
+
+@pytest.mark.slow
 def test_two_processes_are_told_to_stop_and_one_goes_on(tmp_path, flags, start):
     """What two saved together, one takes to the end: the losses of a run by one throughout.
 

@@ -3,6 +3,7 @@ import json
 import logging
 import sys
 
+import matplotlib.figure
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,9 +14,20 @@ from flaxattn.train.report import Report, draw_curves, read_history
 METRICS = {"loss": 0.5, "accuracy": 0.9, "grad_norm": 1.0, "learning_rate": 0.1}
 
 
+def started(workdir, start_step=0, headline="accuracy"):
+    return Report(
+        workdir,
+        start_step=start_step,
+        total_steps=20,
+        steps_per_epoch=10,
+        batch_size=64,
+        headline=headline,
+    )
+
+
 @pytest.fixture
 def report(tmp_path):
-    return Report(tmp_path, start_step=0, total_steps=20, steps_per_epoch=10, batch_size=64)
+    return started(tmp_path)
 
 
 def test_one_line_an_interval_with_speed_and_time_left(report, caplog):
@@ -35,7 +47,7 @@ def test_a_bar_on_a_terminal_only(tmp_path, monkeypatch, terminal):
     stream = io.StringIO()
     stream.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stderr", stream)
-    report = Report(tmp_path, start_step=5, total_steps=20, steps_per_epoch=10, batch_size=64)
+    report = started(tmp_path, start_step=5)
     for step in range(6, 21):
         report.advance(step, np.zeros(()))
     report.close()
@@ -46,7 +58,7 @@ def test_history_drops_what_a_stopped_run_had_not_saved(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": step, "split": "train", **METRICS} for step in (4, 8, 12)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 16, "spl')
-    report = Report(tmp_path, start_step=8, total_steps=20, steps_per_epoch=10, batch_size=64)
+    report = started(tmp_path, start_step=8)
     assert [row["step"] for row in read_history(path)] == [4, 8]
     report.evaluation(20, {"loss": 0.1, "accuracy": 1.0, "count": 10})
     report.evaluation(20, {"loss": 0.2, "accuracy": 1.0, "count": 10})
@@ -71,9 +83,23 @@ def test_events_and_curves_are_written(report, tmp_path):
         assert np.asarray(image.convert("L")).std() > 1
 
 
-def test_curves_of_a_run_without_evaluation(tmp_path):
-    draw_curves([{"step": 1, "split": "train", **METRICS}], tmp_path / "curves.png")
+@pytest.mark.parametrize("splits", [("train",), ("train", "test")])
+def test_curves_of_what_there_is(tmp_path, monkeypatch, splits):
+    """Loss and the headline metric, which training need not have, nor evaluation yet."""
+    rows = {"train": {"loss": 2.0}, "test": {"loss": 1.5, "mAP": 0.4}}
+    figures = []
+    make = matplotlib.figure.Figure
+    monkeypatch.setattr(
+        matplotlib.figure, "Figure", lambda **k: figures.append(make(**k)) or figures[-1]
+    )
+    history = [{"step": 1, "split": split, **rows[split]} for split in splits]
+    draw_curves(history, tmp_path / "curves.png", headline="mAP")
     assert (tmp_path / "curves.png").stat().st_size > 0
+    loss, headline = figures[0].axes
+    assert headline.get_ylabel() == "mAP"
+    assert [line.get_label() for line in loss.lines] == list(splits)
+    drawn = [(line.get_label(), *line.get_ydata()) for line in headline.lines]
+    assert drawn == [("test", 0.4)] * ("test" in splits)
 
 
 def read_scalars(path):

@@ -6,8 +6,11 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from jax.sharding import PartitionSpec
+from sklearn.metrics import average_precision_score
 
-from flaxattn.tasks import Classification
+from flaxattn.tasks import Classification, MultiLabel
+from flaxattn.tasks.task import Measured, abstract_batch, add_up
 from flaxattn.train import sharding
 from flaxattn.train.config import base_config
 from flaxattn.train.state import TrainState, initialiser
@@ -33,6 +36,7 @@ class SmallNet(nn.Module):
 def config():
     config = base_config()
     config.batch_size = 16
+    config.data.image_size, _, config.data.channels = IMAGE_SHAPE
     return config
 
 
@@ -47,17 +51,18 @@ def batch(seed=0, size=16):
 class Run:
     """A step with its state, on `devices` devices."""
 
-    def __init__(self, config, model=None, devices=1, rate=0.1):
+    def __init__(self, config, model=None, devices=1, rate=0.1, task=Classification):
         model = model or SmallNet()
         self.mesh = sharding.make_mesh(jax.devices()[:devices])
-        self.task = Classification(CLASSES)
+        self.task = task.of(config, num_classes=CLASSES)
         optimizer = optax.sgd(rate)
         schedule = optax.constant_schedule(rate)
         self.step = make_train_step(model, self.task, optimizer, schedule, self.mesh, config)
-        init = initialiser(model, optimizer, IMAGE_SHAPE, ema=bool(config.ema_decay))
+        inputs = self.task.inputs(abstract_batch(self.task, 1))
+        init = initialiser(model, optimizer, inputs, ema=bool(config.ema_decay))
         place = functools.partial(jax.jit, out_shardings=sharding.replicated(self.mesh))
         self.state: TrainState = place(init)(jax.random.key(0))
-        self.sums = place(lambda: empty_sums(config))()
+        self.sums = place(lambda: empty_sums(self.task, config))()
 
     def take(self, *batches):
         for rows in batches:
@@ -191,10 +196,113 @@ def test_evaluation_counts_masked_rows_not_at_all(config, devices):
     rows = batch(size=16)
     rows["mask"] = np.float32(np.arange(16) < 11)
     rows["image"][11:] = np.nan
-    sums = jax.device_get(step(run.state.variables(), sharding.to_devices(run.mesh, rows)))
+    measured = step(run.state.variables(), sharding.to_devices(run.mesh, rows))
+    (sums, records), count = add_up([jax.device_get(measured)])
     logits = SmallNet().apply(jax.device_get(run.state.variables()), rows["image"][:11])
     labels = rows["label"][:11]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    assert sums["count"] == 11
+    assert count == 11
+    assert records == {}
     assert sums["loss"] == pytest.approx(float(losses.sum()), rel=1e-5)
     assert sums["accuracy"] == float(jnp.sum(logits.argmax(-1) == labels))
+
+
+class FirstPixel(nn.Module):
+    """The channels of the first pixel are the logits."""
+
+    def __call__(self, x, train=False):
+        return x[:, 0, 0]
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_records_of_all_devices_and_batches_make_the_average_precision(devices):
+    """Scikit-learn's of all examples, exactly, though the padding is not a number."""
+    rng = np.random.default_rng(0)
+    scores = rng.integers(-9, 9, (27, CLASSES)).astype(np.float32)
+    labels = rng.integers(0, 2, (27, CLASSES)).astype(np.int32)
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    task = MultiLabel(CLASSES, (1, 1, CLASSES))
+    step = make_eval_step(FirstPixel(), task, mesh)
+    measured = []
+    for start in (0, 16):
+        images = np.full((16, 1, 1, CLASSES), np.nan, np.float32)
+        rows = {"label": np.ones((16, CLASSES), np.int32), "mask": np.zeros(16, np.float32)}
+        there = len(scores[start : start + 16])
+        images[:there, 0, 0] = scores[start : start + 16]
+        rows["label"][:there] = labels[start : start + 16]
+        rows["mask"][:there] = 1
+        measured.append(step({}, sharding.to_devices(mesh, rows | {"image": images})))
+    total, count = add_up(jax.device_get(measured))
+    np.testing.assert_array_equal(total.records["score"], scores)
+    metrics = task.finish(total, count)
+    assert count == 27
+    assert metrics["exact_match"] == np.mean(np.all((scores > 0) == labels, axis=-1))
+    assert metrics["mAP"] == pytest.approx(average_precision_score(labels, scores), rel=1e-12)
+    assert np.isfinite(metrics["loss"])
+
+
+class Quadrants(nn.Module):
+    """A score for each pixel; what it returns sorted is sorted on each device for itself."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        scores = nn.Dense(CLASSES)(x)
+        best = scores[..., 0].reshape(len(x), -1)
+        if jax.sharding.get_abstract_mesh().empty:  # while it is initialised
+            return scores, jnp.sort(best)
+        rows = PartitionSpec("data")
+        return scores, jax.shard_map(jnp.sort, in_specs=rows, out_specs=rows)(best)
+
+
+class Segmentation(Classification):
+    """A task unlike the others: several outputs, a confusion matrix, records of a fixed size."""
+
+    logged = ("largest",)
+
+    def prepare(self, key, batch):
+        return batch
+
+    def loss(self, outputs, batch):
+        scores, best = outputs
+        targets = self.targets(batch["label"])[:, None, None]
+        loss = -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(scores), -1)) + best[:, -1].mean()
+        return loss, {"largest": jnp.max(best)}
+
+    def measure(self, outputs, batch):
+        scores, best = outputs
+        found = jax.nn.one_hot(scores.argmax(-1).reshape(len(best), -1), self.num_classes)
+        truth = jax.nn.one_hot(batch["label"], self.num_classes)
+        confusion = jnp.einsum("npf,nt->ntf", found, truth)
+        return Measured({"confusion": confusion}, {"best": best[:, -3:]})
+
+
+def test_another_kind_of_task_fits_on_one_device_and_on_eight(config):
+    runs = [
+        Run(config, Quadrants(), devices, task=Segmentation).take(batch(0), batch(1))
+        for devices in (1, 8)
+    ]
+    assert_close(runs[1].state.params, runs[0].state.params, rtol=1e-5, atol=1e-7)
+    assert_close(runs[1].sums, runs[0].sums, rtol=1e-5)
+    rows = batch(2) | {"mask": np.float32(np.arange(16) < 11)}
+    rows["image"][11:] = np.nan
+    totals = []
+    for run in runs:
+        step = make_eval_step(Quadrants(), run.task, run.mesh)
+        measured = step(run.state.variables(), sharding.to_devices(run.mesh, rows))
+        totals.append(add_up([jax.device_get(measured)]))
+    (total, count), (other, _) = totals
+    assert count == 11
+    assert total.sums["confusion"].shape == (CLASSES, CLASSES)
+    pixels = IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
+    expected = pixels * np.bincount(rows["label"][:11], minlength=CLASSES)
+    np.testing.assert_array_equal(total.sums["confusion"].sum(1), expected)
+    assert total.records["best"].shape == (11, 3)
+    np.testing.assert_array_equal(other.sums["confusion"], total.sums["confusion"])
+    np.testing.assert_allclose(other.records["best"], total.records["best"], rtol=1e-5)
+
+
+def test_a_batch_unlike_the_tasks_example_is_refused(config):
+    rows = batch()
+    rows["label"] = rows["label"].astype(np.float32)
+    with pytest.raises(AssertionError, match="float32"):
+        Run(config).take(rows)

@@ -34,6 +34,19 @@ def test_another_experiment_is_refused_with_what_differs(tmp_path):
     assert "optim.learning_rate: 0.1 there, 0.3 here" in str(error.value)
 
 
+def test_a_field_younger_than_the_directory_had_its_default(tmp_path):
+    config = base_config()
+    workdir.claim(tmp_path, config)
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    del fields["task"], fields["data"]["augment"]["erasing"]
+    path.write_text(json.dumps(fields))
+    workdir.require_same(tmp_path, config)
+    config.task = "multilabel"
+    with pytest.raises(InputError, match="task: 'classification' there, 'multilabel' here"):
+        workdir.require_same(tmp_path, config)
+
+
 def test_checkpoints_of_nobody_are_refused(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(InputError, match=r"holds checkpoints but no config\.json"):

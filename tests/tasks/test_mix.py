@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flaxattn.train.mix import cutmix, mix, mixup
+from flaxattn.tasks.mix import cutmix, mix, mixup
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,172 @@
+"""A config becomes everything that a run needs, once."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Generator, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax import Array
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from flaxattn.data import (
+    Batch,
+    Source,
+    eval_batches,
+    eval_transform,
+    open_source,
+    require_same_classes,
+    train_batches,
+    train_transform,
+)
+from flaxattn.errors import InputError, unknown
+from flaxattn.layers.precision import at_least_float32
+from flaxattn.tasks import Classification, MultiLabel, Task
+from flaxattn.tasks.task import abstract_batch, add_up
+from flaxattn.train.config import require_valid
+from flaxattn.train.optimizer import learning_rate, make_optimizer
+from flaxattn.train.sharding import make_mesh, replicated, require_divisible, to_devices
+from flaxattn.train.state import TrainState, initialiser
+from flaxattn.train.step import (
+    EvalStep,
+    Sums,
+    TrainStep,
+    empty_sums,
+    make_eval_step,
+    make_train_step,
+)
+
+TASKS: dict[str, type[Task]] = {"classification": Classification, "multilabel": MultiLabel}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a config describes, on a mesh of devices; no array of it exists yet.
+
+    Fields:
+        train_source, eval_source: the examples.
+        train_batches: `train_batches(start_step=...)` is this process's share of the training.
+        eval_batches: `eval_batches()` is its share of one evaluation.
+        task, model, optimizer, schedule: what is trained, and how.
+        abstract_state: the state without values.
+        new_state: makes the state at step 0 of a key.
+        new_sums: makes zeros for what training adds up between two log lines.
+        train_step, eval_step: the compiled programs (`make_train_step`, `make_eval_step`).
+        steps_per_epoch, total_steps: an epoch is a whole number of steps, and the rest of a pass
+            opens the next one.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    train_source: Source
+    eval_source: Source
+    train_batches: Callable[..., Generator[Batch, None, None]]
+    eval_batches: Callable[[], Generator[Batch, None, None]]
+    task: Task
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    abstract_state: TrainState
+    new_state: Callable[[Array], TrainState]
+    new_sums: Callable[[], Sums]
+    train_step: TrainStep
+    eval_step: EvalStep
+    steps_per_epoch: int
+    total_steps: int
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """The task's metrics on the test examples: each counts once, padding never."""
+        variables = state.variables()
+        with jax.transfer_guard("disallow"):
+            measured = [
+                self.eval_step(variables, to_devices(self.mesh, batch))
+                for batch in self.eval_batches()
+            ]
+            total, count = add_up(jax.device_get(measured))
+        return self.task.finish(total, count) | {"count": count}
+
+
+def make_experiment(
+    config: ConfigDict, *, devices: Sequence[jax.Device] | None = None
+) -> Experiment:
+    """The experiment of a config (`flaxattn.train.config.base_config`) on `devices`, or on all.
+
+    Raises InputError for what cannot be run. Nothing is written.
+    """
+    require_valid(config)
+    if config.task not in TASKS:
+        raise unknown("task", config.task, TASKS)
+    make_task = TASKS[config.task]
+    mesh = make_mesh(devices)
+    require_divisible(config.batch_size, mesh, accumulation=config.optim.accumulation)
+    require_divisible(config.eval_batch_size, mesh, name="eval_batch_size")
+
+    train_source, eval_source = (
+        open_source(config.data, split, annotation=make_task.annotation)
+        for split in (config.data.train_split, config.data.eval_split)
+    )
+    require_same_classes(train_source, eval_source)
+    steps_per_epoch = len(train_source) // config.batch_size
+    if not steps_per_epoch:
+        raise InputError(
+            f"batch_size={config.batch_size} is more than the {len(train_source)} training "
+            f"examples: use at most {len(train_source)}."
+        )
+    share = {
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+        "workers": config.data.workers,
+    }
+
+    dtype = _dtype(config)
+    task = make_task.of(config, num_classes=train_source.num_classes)
+    model = task.model(config.model, dtype=dtype, param_dtype=at_least_float32(dtype))
+    total_steps = max(round(config.epochs * steps_per_epoch), 1)
+    schedule = learning_rate(config.optim, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
+    optimizer = make_optimizer(config.optim, schedule)
+    inputs = task.inputs(abstract_batch(task, 1))
+    init = initialiser(model, optimizer, inputs, ema=bool(config.ema_decay))
+    return Experiment(
+        config=config,
+        mesh=mesh,
+        train_source=train_source,
+        eval_source=eval_source,
+        train_batches=functools.partial(
+            train_batches,
+            train_source,
+            train_transform(config.data),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            **share,
+        ),
+        eval_batches=functools.partial(
+            eval_batches,
+            eval_source,
+            eval_transform(config.data),
+            batch_size=config.eval_batch_size,
+            **share,
+        ),
+        task=task,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        abstract_state=jax.eval_shape(init, jax.random.key(config.seed)),
+        new_state=jax.jit(init, out_shardings=replicated(mesh)),
+        new_sums=jax.jit(lambda: empty_sums(task, config), out_shardings=replicated(mesh)),
+        train_step=make_train_step(model, task, optimizer, schedule, mesh, config),
+        eval_step=make_eval_step(model, task, mesh),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+    )
+
+
+def _dtype(config: ConfigDict) -> jnp.dtype:
+    names = ("float32", "bfloat16", "float64")
+    if config.dtype not in names:
+        raise unknown("dtype", config.dtype, names)
+    if config.dtype == "float64" and not jax.config.values["jax_enable_x64"]:
+        raise InputError("dtype='float64' needs 64-bit JAX: set JAX_ENABLE_X64=1.")
+    return jnp.dtype(config.dtype)
