@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from flax import linen as nn
 from jax import Array
@@ -100,6 +100,10 @@ class Placement:
         if not self.graft:
             return factory
         return lambda name=None: Graft(factory(parent=None), name=name)
+
+
+# What a slot of a network is given: see `place`.
+Slot = str | Mapping[str, Any] | LayerFactory | Placement | Literal[False] | None
 
 
 def conv_name(stage: int, block: int) -> str:

@@ -69,6 +69,9 @@ class ResidualBlock(nn.Module):
     zero_init_last: bool = False
 
     expansion: ClassVar[int]
+    # The numbers of the middle convolution, and of the others.
+    middle_index: ClassVar[int]
+    other_indices: ClassVar[tuple[int, ...]]
 
     def __call__(self, x: Array, train: bool = False) -> Array:
         y, _ = self.step(x, None, train)
@@ -110,13 +113,13 @@ class ResidualBlock(nn.Module):
         x = self.conv(features, size, strides=self.strides, name="downsample_0")(x)
         return self.norm(name="downsample_1")(x, train)
 
-    def middle_layers(self, x: Array, train: bool, index: int, strides: int) -> Array:
-        """conv{index}, a 3x3 or its replacement, bn{index}, ReLU, and attention in the mid."""
+    def middle_layers(self, x: Array, train: bool, strides: int) -> Array:
+        """The middle convolution or its replacement, norm, ReLU, and attention in the mid."""
         before, after, _ = self.downsampling if strides > 1 else Downsampling()
         if before is not None:
             x = before(x, strides)
         conv_strides = 1 if before or after else strides
-        name = f"conv{index}"
+        name = f"conv{self.middle_index}"
         if self.middle is None:
             layer = self.conv(
                 self.middle_width, 3, strides=conv_strides, groups=self.groups, name=name
@@ -126,7 +129,7 @@ class ResidualBlock(nn.Module):
             layer = self.middle(self.middle_width, strides=conv_strides, name=name)
             x = layer(x, train)
         if not declared(layer, "activates"):
-            x = jax.nn.relu(self.norm(name=f"bn{index}")(x, train))
+            x = jax.nn.relu(self.norm(name=f"bn{self.middle_index}")(x, train))
         if after is not None:
             x = after(x, strides)
         if self.attention is not None and self.position == "mid":
@@ -160,9 +163,11 @@ class BasicBlock(ResidualBlock):
     """
 
     expansion: ClassVar[int] = 1
+    middle_index: ClassVar[int] = 1
+    other_indices: ClassVar[tuple[int, ...]] = (2,)
 
     def branch(self, x: Array, train: bool) -> Array:
-        x = self.middle_layers(x, train, 1, self.strides)
+        x = self.middle_layers(x, train, self.strides)
         x = self.conv(self.width, 3, name="conv2")(x)
         return self.last_norm("bn2")(x, train)
 
@@ -175,10 +180,12 @@ class Bottleneck(ResidualBlock):
     """
 
     expansion: ClassVar[int] = 4
+    middle_index: ClassVar[int] = 2
+    other_indices: ClassVar[tuple[int, ...]] = (1, 3)
 
     def branch(self, x: Array, train: bool) -> Array:
         x = self.first_layers(x, train, 1)
-        x = self.middle_layers(x, train, 2, self.strides)
+        x = self.middle_layers(x, train, self.strides)
         return self.last_layers(x, train)
 
     @property

@@ -8,6 +8,7 @@ from jax import Array
 
 from flaxattn.attention.mechanism import LayerFactory
 from flaxattn.errors import InputError
+from flaxattn.models.placement import Slot
 from flaxattn.models.residual_block import BasicBlock, Bottleneck, ResidualBlock
 from flaxattn.models.resnet import Block, ResNet
 
@@ -24,7 +25,7 @@ class CaffeBottleneck(Bottleneck):
 
     def branch(self, x: Array, train: bool) -> Array:
         x = self.first_layers(x, train, self.strides)
-        x = self.middle_layers(x, train, 2, 1)
+        x = self.middle_layers(x, train, 1)
         return self.last_layers(x, train)
 
 
@@ -43,7 +44,7 @@ class Layer0(nn.Module):
         return x
 
 
-class SENet(ResNet):
+class SENet(ResNet, kw_only=True):
     """`ResNet` with the structure and the names of the authors' Caffe models, timm's legacy_*.
 
     Hu, Shen, Sun, "Squeeze-and-Excitation Networks", CVPR 2018, arXiv:1709.01507.
@@ -63,7 +64,7 @@ class SENet(ResNet):
 
     block: Block | tuple[Block, ...] = "caffe_bottleneck"
     dropout: float = 0.2
-    attention: Any = "se"
+    attention: Slot = "se"
 
     head_name: ClassVar[str] = "last_linear"
     attention_name: ClassVar[str] = "se_module"
@@ -82,8 +83,8 @@ class SENet(ResNet):
                 )
         super().__post_init__()
 
-    def setup_stem(self, conv: LayerFactory, norm: LayerFactory) -> None:
-        self.layer0 = Layer0(self._stem_convs(), conv, norm)
+    def setup_stem(self) -> None:
+        self.layer0 = Layer0(self._stem_convs(), self.make_conv, self.make_norm)
 
     def stem_layers(self, images: Array, train: bool) -> Array:
         return self.layer0(images, train)

@@ -343,8 +343,8 @@ def test_drop_path_leaves_out_whole_residual_branches():
 
 
 def test_drop_path_grows_linearly():
-    blocks = TINY.clone(drop_path=0.8).bind({}).blocks
-    rates = [block.drop_path for stage in blocks for block in stage]
+    bound = TINY.clone(drop_path=0.8).bind({})
+    rates = [block.drop_path for i in range(5) for block in getattr(bound, f"blocks_{i}")]
     reference = EfficientNet(decode_arch_def(WORDS), drop_path_rate=0.8)
     theirs = [
         getattr(block.drop_path, "drop_prob", 0.0) for stage in reference.blocks for block in stage
