@@ -4,7 +4,7 @@ import functools
 import itertools
 import operator
 from collections.abc import Callable, Collection
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import LayerFactory
-from flaxattn.errors import require_count, require_rate, unknown
+from flaxattn.errors import InputError, require_count, require_rate, unknown
 from flaxattn.layers.conv import Initializer
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import average_pool, max_pool, mean_of
@@ -153,28 +153,60 @@ class Backbone(nn.Module, kw_only=True):
         raise NotImplementedError
 
 
+class Steps(NamedTuple):
+    """How the middle convolutions of a stage step over their maps.
+
+    Fields:
+        strides: of the first block.
+        first_dilation, dilation: of the first block, and of the others.
+    """
+
+    strides: int
+    first_dilation: int
+    dilation: int
+
+
 class ResidualBackbone(Backbone, kw_only=True):
     """A stem, and stages of residual blocks.
 
-    Fields:
+    Fields, beside those of `Backbone`:
         drop_path: how likely the last block's residual branch is left out of a sample in train
             mode; from block to block it grows linearly from 0 (arXiv:1603.09382).
         context: layers after the add, named `context`, in any form that `place` takes.
+        output_stride: 32, 16 or 8: from there on convolutions are dilated instead of strided, for
+            segmentation. The parameters stay the same. As in torchvision and timm, the first
+            dilated block of a stage has the dilation of the stage before.
     """
 
     drop_path: float = 0.0
     context: Slot = None
+    output_stride: int = 32
 
     slots: ClassVar[tuple[str, ...]] = ("attention", "context")
 
     def __post_init__(self) -> None:
         require_rate("drop_path", self.drop_path)
+        if self.output_stride not in (8, 16, 32):
+            raise InputError(f"output_stride={self.output_stride!r}: use 8, 16 or 32.")
         super().__post_init__()
 
     @property
     def levels(self) -> list[tuple[int, int]]:
-        """The channels and the strides of the stem, and of each stage."""
+        """The channels and the strides of the stem, and of each stage, undilated."""
         raise NotImplementedError
+
+    @property
+    def steps(self) -> list[Steps]:
+        """The steps of the stem and of each stage, of which none exceeds the output's stride."""
+        steps: list[Steps] = []
+        reached = dilation = 1
+        for _, strides in self.levels:
+            before = dilation
+            if reached * strides > self.output_stride:
+                dilation, strides = dilation * strides, 1
+            reached *= strides
+            steps.append(Steps(strides, before, dilation))
+        return steps
 
     @property
     def _ends(self) -> list[int]:
@@ -190,7 +222,7 @@ class ResidualBackbone(Backbone, kw_only=True):
     @property
     def feature_strides(self) -> tuple[int, ...]:
         """Pixels of the image to one of each map of `features`, along either axis."""
-        strides = [*itertools.accumulate((s for _, s in self.levels), operator.mul)]
+        strides = [*itertools.accumulate((step.strides for step in self.steps), operator.mul)]
         return tuple(strides[level] for level in self._ends)
 
     def stage_name(self, stage: int) -> str:
@@ -235,6 +267,11 @@ class ResidualBackbone(Backbone, kw_only=True):
             "context": self.layer("context", stage, block),
             "drop_path": self.drop_rate(self.index(stage, block)),
         }
+
+    def block_steps(self, stage: int, block: int) -> Steps:
+        """A block's strides, the dilation of its middle convolution, and that of the stage."""
+        strides, first_dilation, dilation = self.steps[stage]
+        return Steps(1, dilation, dilation) if block else Steps(strides, first_dilation, dilation)
 
     def drop_rate(self, index: int) -> float:
         """How likely the residual branch of the network's block `index` is left out."""

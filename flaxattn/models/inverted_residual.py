@@ -35,6 +35,7 @@ class InvertedResidualBlock(nn.Module):
         position: of `se`: "mid", after the depthwise or dense convolution, its norm and activation,
             or "out", after the last norm before the add.
         context: makes the layer after the add from (name=), or None.
+        dilation: of the depthwise or dense convolution.
         drop_path: how likely the residual branch of a sample is left out in train mode.
         dtype, param_dtype: of the convolutions.
     """
@@ -46,6 +47,7 @@ class InvertedResidualBlock(nn.Module):
     attention: LayerFactory | None = None
     position: str = "mid"
     context: LayerFactory | None = None
+    dilation: int = 1
     drop_path: float = 0.0
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
@@ -78,16 +80,12 @@ class InvertedResidualBlock(nn.Module):
         norm: str,
         train: bool,
         *,
-        features: int,
-        kernel_size: int | tuple[int, ...] = 1,
-        strides: int = 1,
-        group_size: int | None = None,
         activate: bool = True,
         routing: Array | None = None,
+        **conv: Any,
     ) -> Array:
         """Convolution `name`, its norm and an activation."""
-        y = self._conv(x, name, train, features, kernel_size, strides, group_size, routing)
-        y = self.norm(name=norm)(y, train)
+        y = self.norm(name=norm)(self._conv(x, name, train, routing, **conv), train)
         return self.activation(y) if activate else y
 
     def _conv(
@@ -95,30 +93,37 @@ class InvertedResidualBlock(nn.Module):
         x: Array,
         name: str,
         train: bool,
-        features: int,
-        kernel_size: int | tuple[int, ...],
-        strides: int,
-        group_size: int | None,
         routing: Array | None,
+        *,
+        features: int,
+        kernel_size: int | tuple[int, ...] = 1,
+        group_size: int | None = None,
+        **steps: int,
     ) -> Array:
         """A convolution, or one for each part of the channels, mixed by experts or not."""
         if isinstance(kernel_size, tuple):
             count = len(kernel_size)
-            ends = np.cumsum(_split(x.shape[-1], count))[:-1]
-            parts = zip(
-                jnp.split(x, ends, axis=-1), _split(features, count), kernel_size, strict=True
-            )
+            parts = jnp.split(x, np.cumsum(_split(x.shape[-1], count))[:-1], axis=-1)
+            widths = _split(features, count)
             answers = [
-                self._conv(part, f"{name}_{i}", train, width, size, strides, group_size, routing)
-                for i, (part, width, size) in enumerate(parts)
+                self._conv(
+                    part,
+                    f"{name}_{i}",
+                    train,
+                    routing,
+                    features=widths[i],
+                    kernel_size=kernel_size[i],
+                    group_size=group_size,
+                    **steps,
+                )
+                for i, part in enumerate(parts)
             ]
             return jnp.concatenate(answers, axis=-1)
         groups = features // group_size if group_size else 1
-        same = self.padding == "same" and strides > 1
+        same = self.padding == "same" and steps.get("strides", 1) > 1
         if same:
-            x = pad_same(x, kernel_size, strides)
+            x = pad_same(x, kernel_size, steps["strides"])
         fields: dict[str, Any] = {
-            "strides": strides,
             "padding": 0 if same else None,
             "groups": groups,
             "use_bias": False,
@@ -126,6 +131,7 @@ class InvertedResidualBlock(nn.Module):
             "param_dtype": self.param_dtype,
             "kernel_init": fan_out_of(groups),
             "name": name,
+            **steps,
         }
         if routing is None:
             return Conv(features, kernel_size, **fields)(x)
@@ -133,21 +139,15 @@ class InvertedResidualBlock(nn.Module):
         return layer(x, train, routing)
 
     def _main(self, x: Array, name: str, norm: str, train: bool, **fields: Any) -> Array:
-        """The depthwise or dense convolution, which has the strides."""
-        sizes: dict[str, Any] = {
-            "kernel_size": self.spec.kernel_size,
-            "strides": self.spec.strides,
-        }
-        return self._conv_norm(x, name, norm, train, **sizes, **fields)
+        """The depthwise or dense convolution, which has the strides or the dilation."""
+        fields |= {"strides": self.spec.strides, "dilation": self.dilation}
+        return self._conv_norm(x, name, norm, train, kernel_size=self.spec.kernel_size, **fields)
 
     def _project(self, x: Array, name: str, norm: str, train: bool, **fields: Any) -> Array:
         """The last 1x1."""
-        own: dict[str, Any] = {
-            "features": self.spec.features,
-            "kernel_size": self.spec.project_size,
-            "activate": self.spec.project_activation,
-        }
-        return self._conv_norm(x, name, norm, train, **own, **fields)
+        fields |= {"features": self.spec.features, "kernel_size": self.spec.project_size}
+        activate = self.spec.project_activation
+        return self._conv_norm(x, name, norm, train, activate=activate, **fields)
 
     def _attend(self, x: Array, train: bool, position: str) -> Array:
         if self.attention is None or self.position != position:

@@ -205,8 +205,11 @@ class InvertedResidualNet(ResidualBackbone):
             before = self._rows[index - 1].features if index else self.stem_features
             factory = self.gate(spec, spec.inner_features(before), activation)
             own = Placement(factory, position="mid")
+        strides, dilation, stage_dilation = self.block_steps(stage, block)
         return BLOCKS[spec.kind](
-            spec=spec,
+            spec=spec._replace(strides=strides),
+            # torchvision dilates the first block of a stage likewise.
+            dilation=stage_dilation if self.torchvision == "mobilenet_v3" else dilation,
             activation=activation,
             norm=self.make_norm,
             padding=self.padding,

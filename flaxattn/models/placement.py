@@ -66,6 +66,11 @@ class Placement:
         """The class of the layers that `factory` makes."""
         return _layer(self.factory)
 
+    @property
+    def fields(self) -> set[str]:
+        """The names of the layer's fields."""
+        return {field.name for field in dataclasses.fields(self.layer)}
+
     def example(self) -> nn.Module:
         """One such layer by itself, to be asked what it declares."""
         return self.factory(**_supplied_by_block(self.layer), parent=None)
@@ -92,8 +97,7 @@ class Placement:
 
     def with_defaults(self, **fields: Any) -> LayerFactory:
         """`factory` with those of `fields` that its layer has and `factory` does not set itself."""
-        names = {field.name for field in dataclasses.fields(self.layer)}
-        names -= _fixed(self.factory)
+        names = self.fields - _fixed(self.factory)
         factory = functools.partial(
             self.factory, **{name: value for name, value in fields.items() if name in names}
         )

@@ -158,7 +158,7 @@ class RegNet(ResidualBackbone):
             own = Placement(squeeze, position="mid")
         return RegNetBottleneck(
             width=width,
-            strides=2 if block == 0 else 1,
+            **self.block_steps(stage, block)._asdict(),
             conv=self.make_conv,
             norm=self.make_norm,
             groups=width // min(self.group_size, width),

@@ -9,7 +9,7 @@ from jax import Array
 from flaxattn.attention.mechanism import LayerFactory, declared
 from flaxattn.attention.shared_attention import apply_next
 from flaxattn.errors import InputError
-from flaxattn.models.downsampling import Downsampling, whole_average_pool
+from flaxattn.models.downsampling import Downsampling, dense_average_pool, whole_average_pool
 from flaxattn.models.placement import same_shape
 
 SHORTCUTS = ("1x1", "3x3", "average")
@@ -41,6 +41,8 @@ class ResidualBlock(nn.Module):
         first_reduction: how many times narrower a bottleneck's first convolution is than the
             middle one.
         pruned: channels of a bottleneck's three convolutions, where they do not follow from these.
+        first_dilation: of the middle convolution; `middle` has its own.
+        dilation: of a basic block's second convolution; that of the stage.
         shortcut: where the shape changes: "1x1", a convolution with the strides; "3x3", which is
             1x1 without strides; or "average", an average pool and a 1x1 convolution.
         downsampling: pools around the middle convolution instead of its strides.
@@ -63,6 +65,8 @@ class ResidualBlock(nn.Module):
     group_width: int = 64
     first_reduction: int = 1
     pruned: tuple[int, int, int] | None = None
+    first_dilation: int = 1
+    dilation: int = 1
     shortcut: str = "1x1"
     downsampling: Downsampling = Downsampling()
     drop_path: float = 0.0
@@ -106,24 +110,26 @@ class ResidualBlock(nn.Module):
     def shortcut_layers(self, x: Array, features: int, train: bool) -> Array:
         """The shortcut where it is not x itself."""
         if self.shortcut == "average":
-            x = whole_average_pool(x, self.strides)
+            dense = self.dilation > 1
+            x = dense_average_pool(x) if dense else whole_average_pool(x, self.strides)
             x = self.conv(features, 1, name="downsample_1")(x)
             return self.norm(name="downsample_2")(x, train)
-        size = 3 if self.shortcut == "3x3" and self.strides > 1 else 1
-        x = self.conv(features, size, strides=self.strides, name="downsample_0")(x)
+        size = 3 if self.shortcut == "3x3" and (self.strides > 1 or self.dilation > 1) else 1
+        steps = {"strides": self.strides, "dilation": self.first_dilation}
+        x = self.conv(features, size, **steps, name="downsample_0")(x)
         return self.norm(name="downsample_1")(x, train)
 
     def middle_layers(self, x: Array, train: bool, strides: int) -> Array:
         """The middle convolution or its replacement, norm, ReLU, and attention in the mid."""
-        before, after, _ = self.downsampling if strides > 1 else Downsampling()
+        pooled = strides > 1 or self.first_dilation != self.dilation
+        before, after, _ = self.downsampling if pooled else Downsampling()
         if before is not None:
             x = before(x, strides)
         conv_strides = 1 if before or after else strides
         name = f"conv{self.middle_index}"
         if self.middle is None:
-            layer = self.conv(
-                self.middle_width, 3, strides=conv_strides, groups=self.groups, name=name
-            )
+            steps = {"strides": conv_strides, "dilation": self.first_dilation}
+            layer = self.conv(self.middle_width, 3, groups=self.groups, **steps, name=name)
             x = layer(x)
         else:
             layer = self.middle(self.middle_width, strides=conv_strides, name=name)
@@ -168,7 +174,7 @@ class BasicBlock(ResidualBlock):
 
     def branch(self, x: Array, train: bool) -> Array:
         x = self.middle_layers(x, train, self.strides)
-        x = self.conv(self.width, 3, name="conv2")(x)
+        x = self.conv(self.width, 3, dilation=self.dilation, name="conv2")(x)
         return self.last_norm("bn2")(x, train)
 
 

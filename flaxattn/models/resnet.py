@@ -253,12 +253,15 @@ class ResNet(ResidualBackbone):
         if self.pruned is not None:
             features, widths = self.pruned[stage - 1]
             pruned = (*widths[block], features)
+        steps = self.block_steps(stage, block)
+        if stage == 1:
+            steps = steps._replace(strides=1)  # the pool's, see `levels`
         return self.block_classes[stage - 1](
             width=self.widths[stage - 1],
-            strides=2 if stage > 1 and block == 0 else 1,
+            **steps._asdict(),
             conv=self.make_conv,
             norm=self.make_norm,
-            middle=self.layer("conv", stage, block),
+            middle=self._middle(stage, block, steps.first_dilation),
             attention_name=self.attention_name,
             groups=self.groups,
             group_width=self.group_width,
@@ -269,6 +272,19 @@ class ResNet(ResidualBackbone):
             zero_init_last=self.zero_init_last,
             **self.block_fields(stage, block),
         )
+
+    def _middle(self, stage: int, block: int, dilation: int) -> LayerFactory | None:
+        """What makes a layer instead of a block's middle convolution, if anything does."""
+        conv = self.covering("conv", stage, block)
+        if conv is None:
+            return None
+        if dilation > 1 and "dilation" not in conv.fields:
+            raise InputError(
+                f"{conv.layer.__name__} in stage {stage} has no dilation, which output_stride="
+                f"{self.output_stride} needs there: place it in other stages, or use "
+                f"output_stride=32."
+            )
+        return conv.with_defaults(dilation=dilation, **self.dtypes)
 
     def layer(
         self, slot: str, stage: int, block: int, own: Placement | None = None

@@ -58,8 +58,8 @@ class SENet(ResNet, kw_only=True):
 
     By default squeeze-and-excitation stands in every block, and dropout is 0.2.
 
-    Raises InputError for what `ResNet` refuses; for another stem_pool than "max"; and for other
-    downsampling than by strides.
+    Raises InputError for what `ResNet` refuses, for another stem_pool than "max", for other
+    downsampling than by strides, and for another output_stride than 32.
     """
 
     block: Block | tuple[Block, ...] = "caffe_bottleneck"
@@ -75,7 +75,8 @@ class SENet(ResNet, kw_only=True):
     }
 
     def __post_init__(self) -> None:
-        for field, only in (("stem_pool", "max"), ("downsampling", "strides")):
+        supported = {"stem_pool": "max", "downsampling": "strides", "output_stride": 32}
+        for field, only in supported.items():
             if getattr(self, field) != only:
                 raise InputError(
                     f"{field}={getattr(self, field)!r} is no part of SENet: use {only!r}, or a "
