@@ -5,6 +5,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from jax import Array
+
+from flaxattn.attention.mechanism import LayerFactory
 from flaxattn.errors import InputError
 from flaxattn.layers.widths import make_divisible
 
@@ -60,6 +63,8 @@ class BlockSpec(NamedTuple):
 
 
 Stages = tuple[tuple[BlockSpec, ...], ...]
+# Makes a block's own attention from its row, the channels inside it, and its activation.
+Gate = Callable[[BlockSpec, int, Callable[[Array], Array]], LayerFactory]
 
 inverted = functools.partial(BlockSpec, "inverted")
 separable = functools.partial(BlockSpec, "separable")

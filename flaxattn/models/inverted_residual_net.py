@@ -2,21 +2,25 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 from flax import linen as nn
 from jax import Array
 
-from flaxattn.attention import GlobalContext, SqueezeExcite
-from flaxattn.attention.mechanism import LayerFactory, Namings, Renames
+from flaxattn.attention.mechanism import LayerFactory, Namings, Renames, declared
 from flaxattn.errors import InputError, require_count, unknown
 from flaxattn.layers.conv import Conv
 from flaxattn.layers.precision import at_least_float32
-from flaxattn.layers.widths import make_divisible
 from flaxattn.models.backbone import GLOBAL_POOLS, ResidualBackbone
-from flaxattn.models.block_spec import BlockSpec, Stages, expand, row
-from flaxattn.models.inverted_residual import BLOCKS, fan_out_of, pad_same
+from flaxattn.models.block_spec import BlockSpec, Gate, Stages, expand, row
+from flaxattn.models.inverted_residual import (
+    CONVS,
+    MIDDLE,
+    InvertedResidualBlock,
+    fan_out_of,
+    pad_same,
+)
 from flaxattn.models.placement import Placement, namings
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -27,37 +31,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 HEADS = ("conv_first", "pool_first")
 PADDINGS = ("symmetric", "same")
-
-
-# What makes a block's own attention, from its row, the channels inside it, and its activation.
-Gate = Callable[[BlockSpec, int, Callable[[Array], Array]], LayerFactory]
-
-
-def squeeze_input(
-    spec: BlockSpec, channels: int, activation: Callable[[Array], Array]
-) -> LayerFactory:
-    """EfficientNet's squeeze-and-excitation: `se` is a share of the block's input channels."""
-    hidden = round(channels * (spec.se / spec.expansion))
-    return functools.partial(
-        SqueezeExcite.efficientnet, hidden_features=hidden, activation=activation
-    )
-
-
-def squeeze_inside(
-    spec: BlockSpec, channels: int, _activation: Callable[[Array], Array]
-) -> LayerFactory:
-    """MobileNetV3's: a share of the channels inside the block, in eights; ReLU, hard sigmoid."""
-    hidden = make_divisible(channels * spec.se, 8)
-    return functools.partial(SqueezeExcite.mobilenet_v3, hidden_features=hidden)
-
-
-def pool_context(
-    spec: BlockSpec, _channels: int, activation: Callable[[Array], Array]
-) -> LayerFactory:
-    """timm's global context, of the width that squeeze-and-excitation has."""
-    return functools.partial(
-        GlobalContext.timm, reduction=round(spec.expansion / spec.se), activation=activation
-    )
 
 
 class InvertedResidualNet(ResidualBackbone):
@@ -75,6 +48,7 @@ class InvertedResidualNet(ResidualBackbone):
             pool, 1x1 convolution with a bias if `head_bias`, activation (MobileNetV3).
         activation: a key of ACTIVATIONS.
         gate: makes the attention of the blocks whose row has `se`.
+        expert_conv: makes the convolutions of the blocks whose row has `experts`, as `CondConv`.
         padding: "symmetric", as in torch; or "same", TensorFlow's, which puts the odd row and
             column of zeros of a convolution with strides below and on the right.
         torchvision: how torchvision numbers the layers, if it has the network: "efficientnet",
@@ -100,7 +74,8 @@ class InvertedResidualNet(ResidualBackbone):
     head: str = "conv_first"
     head_bias: bool = True
     activation: str = "relu"
-    gate: Gate = squeeze_input
+    gate: Gate | None = None
+    expert_conv: LayerFactory | None = None
     padding: str = "symmetric"
     torchvision: str | None = None
 
@@ -119,10 +94,15 @@ class InvertedResidualNet(ResidualBackbone):
         self.require_known("padding", PADDINGS)
         self.require_known("activation", ACTIVATIONS)
         for spec in self._rows:
-            if spec.kind not in BLOCKS:
-                raise unknown("kind", spec.kind, BLOCKS)
+            if spec.kind not in CONVS:
+                raise unknown("kind", spec.kind, CONVS)
             if spec.activation is not None and spec.activation not in ACTIVATIONS:
                 raise unknown("activation", spec.activation, ACTIVATIONS)
+        for field, share in (("gate", "se"), ("expert_conv", "experts")):
+            if getattr(self, field) is None and any(getattr(spec, share) for spec in self._rows):
+                raise InputError(
+                    f"a row has `{share}`, and {field}=None makes nothing of it: give one."
+                )
         require_count("stem_features", self.stem_features, 1)
         require_count("head_features", self.head_features, 0)
         super().__post_init__()
@@ -201,18 +181,19 @@ class InvertedResidualNet(ResidualBackbone):
         spec = self.stages[stage - 1][block]
         activation = ACTIVATIONS[spec.activation or self.activation]
         own, index = None, self.index(stage, block)
-        if spec.se and self.attention is not False:
+        if self.gate is not None and spec.se and self.attention is not False:
             before = self._rows[index - 1].features if index else self.stem_features
             factory = self.gate(spec, spec.inner_features(before), activation)
             own = Placement(factory, position="mid")
         strides, dilation, stage_dilation = self.block_steps(stage, block)
-        return BLOCKS[spec.kind](
+        return InvertedResidualBlock(
             spec=spec._replace(strides=strides),
             # torchvision dilates the first block of a stage likewise.
             dilation=stage_dilation if self.torchvision == "mobilenet_v3" else dilation,
             activation=activation,
             norm=self.make_norm,
             padding=self.padding,
+            expert_conv=self.expert_conv,
             **self.block_fields(stage, block, own),
             **self.dtypes,
         )
@@ -223,17 +204,12 @@ class InvertedResidualNet(ResidualBackbone):
         if any(spec.experts for spec in self._rows):
             for name in ("conv_pw", "conv_dw", "conv_pwl"):
                 renames.append((f"{name}.weight", f"{name}.kernels", "flat"))
-        for layer in self._own_layers():
-            inner = layer.namings.get("timm_efficientnet", layer.namings["timm"])
+        gated = next((spec for spec in self._rows if spec.se), None)
+        if self.gate is not None and gated is not None and self.attention is not False:
+            known = declared(Placement(self.gate(gated, 8, jax.nn.relu)).example(), "namings")
+            inner = known.get("timm_efficientnet", known["timm"])
             renames += [(f"se.{theirs}", f"se.{ours}", *kind) for theirs, ours, *kind in inner]
         return tuple(renames)
-
-    def _own_layers(self) -> set[Any]:
-        """The classes of the architecture's own attention."""
-        if self.attention is False:
-            return set()
-        rows = [spec for spec in self._rows if spec.se]
-        return {Placement(self.gate(spec, 8, jax.nn.relu)).layer for spec in rows}
 
     def _torchvision(self) -> Renames:
         """torchvision's Sequentials: convolutions with their norms, and what stands between."""
@@ -263,21 +239,17 @@ class InvertedResidualNet(ResidualBackbone):
 
     def _torchvision_block(self, spec: BlockSpec) -> Iterator[tuple[str, str]]:
         """torchvision's numbers of a block's layers, and our names."""
-        layers = BLOCKS[spec.kind].layers
-        if spec.kind == "conv" and self.torchvision != "efficientnet":
-            yield from zip(("0", "1"), layers, strict=True)
-            return
+        convs = CONVS[spec.kind]
         number = 0
-        while layers:
-            first, *rest = layers
-            if first == "se":
-                if spec.se:
-                    yield str(number), first
-                    number += 1
-                layers = tuple(rest)
-                continue
-            bare = self.torchvision == "mobilenet_v2" and len(rest) == 1
-            numbers = (f"{number}", f"{number + 1}") if bare else (f"{number}.0", f"{number}.1")
-            yield from zip(numbers, (first, rest[0]), strict=True)
+        for index, (name, task) in enumerate(convs, start=1):
+            if spec.kind == "conv" and self.torchvision != "efficientnet":
+                numbers = ("0", "1")
+            elif self.torchvision == "mobilenet_v2" and index == len(convs):
+                numbers = (f"{number}", f"{number + 1}")
+            else:
+                numbers = (f"{number}.0", f"{number}.1")
+            yield from zip(numbers, (name, f"bn{index}"), strict=True)
             number += 1
-            layers = tuple(rest[1:])
+            if spec.se and task in MIDDLE:
+                yield str(number), "se"
+                number += 1

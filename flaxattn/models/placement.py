@@ -188,6 +188,12 @@ def same_shape(layer: nn.Module, x: Array, y: Array) -> Array:
     return y
 
 
+def in_slot(layer: LayerFactory | nn.Module, name: str, x: Array, train: bool) -> Array:
+    """What a block's layer makes of x: one of its own, or one that several blocks share."""
+    made = layer if isinstance(layer, nn.Module) else layer(name=name)
+    return same_shape(made, x, made(x, train))
+
+
 def _from_mapping(
     slot: str, fields: dict[str, Any], usual_blocks: str, usual_position: str
 ) -> Placement:

@@ -10,7 +10,7 @@ from flaxattn.attention.mechanism import LayerFactory, declared
 from flaxattn.attention.shared_attention import apply_next
 from flaxattn.errors import InputError
 from flaxattn.models.downsampling import Downsampling, dense_average_pool, whole_average_pool
-from flaxattn.models.placement import same_shape
+from flaxattn.models.placement import in_slot, same_shape
 
 SHORTCUTS = ("1x1", "3x3", "average")
 
@@ -86,7 +86,9 @@ class ResidualBlock(nn.Module):
         """y, and what a shared attention layer carries from block to block: None at first."""
         y = self.branch(x, train)
         if self.attention is not None and self.position == "out":
-            layer = _in_slot(self.attention, self.attention_name)
+            layer = self.attention
+            if not isinstance(layer, nn.Module):
+                layer = layer(name=self.attention_name)
             attended, carry = apply_next(layer, y, carry, train)
             y = same_shape(layer, y, attended)
         y = nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3))(y, deterministic=not train)
@@ -99,8 +101,7 @@ class ResidualBlock(nn.Module):
             )
         y = jax.nn.relu(x + y)
         if self.context is not None:
-            layer = _in_slot(self.context, "context")
-            y = same_shape(layer, y, layer(y, train))
+            y = in_slot(self.context, "context", y, train)
         return y, carry
 
     def branch(self, x: Array, train: bool) -> Array:
@@ -139,8 +140,7 @@ class ResidualBlock(nn.Module):
         if after is not None:
             x = after(x, strides)
         if self.attention is not None and self.position == "mid":
-            layer = _in_slot(self.attention, self.attention_name)
-            x = same_shape(layer, x, layer(x, train))
+            x = in_slot(self.attention, self.attention_name, x, train)
         return x
 
     @property
@@ -155,11 +155,6 @@ class ResidualBlock(nn.Module):
         return self.norm(
             name=name, **{"scale_init": nn.initializers.zeros} if self.zero_init_last else {}
         )
-
-
-def _in_slot(layer: LayerFactory | nn.Module, name: str) -> nn.Module:
-    """A block's layer in a slot: a shared one itself, else one of the block's own."""
-    return layer if isinstance(layer, nn.Module) else layer(name=name)
 
 
 class BasicBlock(ResidualBlock):
