@@ -103,8 +103,8 @@ def test_fields_are_in_order(layer):
 def test_networks_take_what_they_have_in_common_by_keyword(network):
     """Dtypes and norm come first among the fields, which a class inherits, and last in a call."""
     parameters = inspect.signature(network).parameters
-    for field in dataclasses.fields(Backbone):
-        assert parameters[field.name].kind is inspect.Parameter.KEYWORD_ONLY
+    own = {field.name for field in dataclasses.fields(Backbone)} - {"parent", "name"}
+    assert {parameters[name].kind for name in own} == {inspect.Parameter.KEYWORD_ONLY}
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))

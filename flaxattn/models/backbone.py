@@ -11,12 +11,12 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.mechanism import LayerFactory
+from flaxattn.attention.mechanism import LayerFactory, Renames
 from flaxattn.errors import InputError, require_count, require_rate, unknown
 from flaxattn.layers.conv import Initializer
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import average_pool, max_pool, mean_of
-from flaxattn.models.placement import Placement, Slot, place
+from flaxattn.models.placement import Placement, Slot, namings, place
 
 # timm's names: (N, H, W, C) -> (N, C), and twice as many channels for the last.
 GLOBAL_POOLS: dict[str, Callable[[Array], Array]] = {
@@ -68,14 +68,12 @@ class Backbone(nn.Module, kw_only=True):
     param_dtype: DTypeLike = jnp.float32
     norm: Callable[..., nn.Module] = BatchNorm
 
-    # The names of the last layer and of a block's attention, which are the references'.
+    # What the last layer is called.
     head_name: ClassVar[str]
-    attention_name: ClassVar[str] = "se"
     # What `place` asks.
     slots: ClassVar[tuple[str, ...]] = ("attention",)
     positions: ClassVar[tuple[str, ...]] = ("out", "mid")
     shareable: ClassVar[bool] = True
-    named: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.require_known("global_pool", GLOBAL_POOLS)
@@ -90,7 +88,7 @@ class Backbone(nn.Module, kw_only=True):
                     self.sizes,
                     positions=self.positions,
                     gated=self.gated,
-                    named=self.named,
+                    names=self.conv_names,
                     shareable=self.shareable,
                 )
                 setattr(self, slot, placement)
@@ -105,6 +103,11 @@ class Backbone(nn.Module, kw_only=True):
     def sizes(self) -> tuple[int, ...]:
         """How many blocks each stage has, or convolutions in a network without blocks."""
         raise NotImplementedError
+
+    @property
+    def conv_names(self) -> list[str]:
+        """The names of the convolutions, for a placement's `after`, where they have names."""
+        return []
 
     @property
     def gated(self) -> bool:
@@ -183,6 +186,8 @@ class ResidualBackbone(Backbone, kw_only=True):
     output_stride: int = 32
 
     slots: ClassVar[tuple[str, ...]] = ("attention", "context")
+    # What a block's attention is called.
+    attention_name: ClassVar[str] = "se"
 
     def __post_init__(self) -> None:
         require_rate("drop_path", self.drop_path)
@@ -236,8 +241,29 @@ class ResidualBackbone(Backbone, kw_only=True):
     def add_stages(self) -> None:
         """Makes, in `setup`, the blocks."""
         for stage, size in enumerate(self.sizes, start=1):
-            blocks = [self.make_block(stage, block) for block in range(size)]
-            setattr(self, self.stage_name(stage), blocks)
+            name = self.stage_name(stage)
+            for layer, placement in self._named().items():
+                if placement and placement.share:
+                    setattr(self, f"{name}_{layer}", placement.with_defaults(**self.dtypes)())
+            setattr(self, name, [self.make_block(stage, block) for block in range(size)])
+
+    def _named(self) -> dict[str, Placement | None]:
+        """The placements, by what their layers are called in a block, or beside a stage's."""
+        return {
+            self.attention_name: self.placement("attention"),
+            "context": self.placement("context"),
+        }
+
+    def slot_namings(self, **middle: Placement | None) -> dict[str, Renames]:
+        """The renames of the layers in the slots, and of `middle` by their names in a block."""
+        attention, context = self._named().items()
+        slots = dict([attention, *middle.items(), context])
+        for name, placement in self._named().items():
+            if placement and placement.share:
+                del slots[name]
+                stages = range(1, len(self.sizes) + 1)
+                slots |= {f"{self.stage_name(stage)}_{name}": placement for stage in stages}
+        return namings(slots)
 
     def index(self, stage: int, block: int) -> int:
         """The number of a block in the network, from 0."""
@@ -256,7 +282,12 @@ class ResidualBackbone(Backbone, kw_only=True):
     ) -> LayerFactory | nn.Module | None:
         """What makes a block's layer in a slot, or is the layer, if its blocks share one."""
         chosen = self.covering(slot, stage, block, own)
-        return chosen and chosen.with_defaults(**self.dtypes)
+        if chosen is None:
+            return None
+        if chosen.share:
+            name = self.attention_name if slot == "attention" else slot
+            return getattr(self, f"{self.stage_name(stage)}_{name}")
+        return chosen.with_defaults(**self.dtypes)
 
     def block_fields(self, stage: int, block: int, own: Placement | None = None) -> dict[str, Any]:
         """The fields of a block that follow from its place in the network."""

@@ -1,6 +1,6 @@
 """How a residual network halves its maps: parameter-free pools, and where they stand.
 
-Pools answer in x's dtype; their sums are in float32 or wider.
+Pools return x's dtype; their sums are in float32 or wider.
 """
 
 from collections.abc import Callable

@@ -4,7 +4,7 @@ A row says features, kernel size, strides and expansion; the strides are those o
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flaxattn.attention import CondConv
@@ -43,7 +43,7 @@ _SCALES = {
 def _efficientnet(
     width: float, depth: float, stages: Stages = EFFICIENTNET, **fields: Any
 ) -> Model:
-    ends = {
+    ends: dict[str, Any] = {
         "stem_features": make_divisible(32 * width, 8),
         "head_features": make_divisible(1280 * width, 8),
     }
@@ -157,7 +157,7 @@ def _v2(
     **fields: Any,
 ) -> Model:
     rounded = functools.partial(make_divisible, divisor=8, round_limit=round_limit)
-    ends = {
+    ends: dict[str, Any] = {
         "stem_features": rounded(stem_features * width),
         "head_features": rounded(head_features * width),
     }
@@ -166,7 +166,9 @@ def _v2(
     )
 
 
-_v2_base = functools.partial(_v2, EFFICIENTNET_V2_BASE, 32, round_limit=0.0, **TF)
+_v2_base: Callable[..., Model] = functools.partial(
+    _v2, EFFICIENTNET_V2_BASE, 32, round_limit=0.0, **TF
+)
 
 # --- MixNet, Tan and Le 2019, arXiv:1907.09595, Fig. 4
 
@@ -219,7 +221,8 @@ MIXNET_M: Stages = (
 def _mixnet(
     stages: Stages, stem_features: int, width: float = 1.0, depth: float = 1.0, **fields: Any
 ) -> Model:
-    ends = {"stem_features": make_divisible(stem_features * width, 8), "head_features": 1536}
+    stem_features = make_divisible(stem_features * width, 8)
+    ends: dict[str, Any] = {"stem_features": stem_features, "head_features": 1536}
     return scaled(stages, width, depth, rounding=round, **ends, **fields)
 
 

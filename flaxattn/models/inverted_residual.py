@@ -114,7 +114,7 @@ class InvertedResidualBlock(nn.Module):
             count = len(kernel_size)
             parts = jnp.split(x, np.cumsum(_split(x.shape[-1], count))[:-1], axis=-1)
             widths = _split(features, count)
-            answers = [
+            outputs = [
                 self._conv(
                     part,
                     f"{name}_{i}",
@@ -127,7 +127,7 @@ class InvertedResidualBlock(nn.Module):
                 )
                 for i, part in enumerate(parts)
             ]
-            return jnp.concatenate(answers, axis=-1)
+            return jnp.concatenate(outputs, axis=-1)
         groups = features // group_size if group_size else 1
         same = self.padding == "same" and steps.get("strides", 1) > 1
         if same:
@@ -170,7 +170,7 @@ def _split(channels: int, parts: int) -> list[int]:
 
 
 def pad_same(x: Array, kernel_size: int, strides: int) -> Array:
-    """Zeros around (N, H, W, C) for a convolution without padding to answer ceil(H / strides) rows.
+    """Zeros around (N, H, W, C), so that a convolution without padding has ceil(H / strides) rows.
 
     TensorFlow's "SAME": as few as will do, and the odd one below and on the right.
     """

@@ -21,7 +21,7 @@ from flaxattn.models.inverted_residual import (
     fan_out_of,
     pad_same,
 )
-from flaxattn.models.placement import Placement, namings
+from flaxattn.models.placement import Placement, renames_below
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -130,8 +130,7 @@ class InvertedResidualNet(ResidualBackbone):
         tables: dict[str, Renames] = {"timm": self._timm()}
         if self.torchvision is not None:
             tables["torchvision"] = self._torchvision()
-        slots = {"se": self.placement("attention"), "context": self.placement("context")}
-        for source, renames in namings(slots).items():
+        for source, renames in self.slot_namings().items():
             known = {ours for _, ours, *_ in tables.get(source, ())}
             new = tuple(rename for rename in renames if rename[1] not in known)
             tables[source] = (*tables.get(source, ()), *new)
@@ -188,7 +187,7 @@ class InvertedResidualNet(ResidualBackbone):
         strides, dilation, stage_dilation = self.block_steps(stage, block)
         return InvertedResidualBlock(
             spec=spec._replace(strides=strides),
-            # torchvision dilates the first block of a stage likewise.
+            # torchvision dilates the first block of a stage as the others.
             dilation=stage_dilation if self.torchvision == "mobilenet_v3" else dilation,
             activation=activation,
             norm=self.make_norm,
@@ -208,7 +207,7 @@ class InvertedResidualNet(ResidualBackbone):
         if self.gate is not None and gated is not None and self.attention is not False:
             known = declared(Placement(self.gate(gated, 8, jax.nn.relu)).example(), "namings")
             inner = known.get("timm_efficientnet", known["timm"])
-            renames += [(f"se.{theirs}", f"se.{ours}", *kind) for theirs, ours, *kind in inner]
+            renames += renames_below("se", inner)
         return tuple(renames)
 
     def _torchvision(self) -> Renames:

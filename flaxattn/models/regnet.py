@@ -15,7 +15,7 @@ from flaxattn.errors import InputError, require_count
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out
 from flaxattn.layers.widths import make_divisible
 from flaxattn.models.backbone import ResidualBackbone
-from flaxattn.models.placement import Placement, namings
+from flaxattn.models.placement import Placement
 from flaxattn.models.residual_block import Bottleneck
 
 
@@ -118,7 +118,7 @@ class RegNet(ResidualBackbone):
     @property
     def namings(self) -> Namings:
         """timm's names, and the renames of the slots' layers by source name."""
-        tables = namings({"se": self.placement("attention"), "context": self.placement("context")})
+        tables = self.slot_namings()
         own = [("stem.conv", "stem_conv"), ("stem.bn", "stem_bn"), ("head.fc", "head_fc")]
         for stage, size in enumerate(self.sizes, start=1):
             for block in range(size):

@@ -23,7 +23,7 @@ class ResidualBlock(nn.Module):
     (N, H, W, C) -> (N, ceil(H / strides), ceil(W / strides), width * expansion).
 
     Fields:
-        width: channels of the answer, divided by the `expansion`.
+        width: channels of the output, divided by the `expansion`.
         strides: of the middle convolution, and of the shortcut.
         conv: makes a convolution from (features, kernel_size, strides=, groups=, name=).
         norm: makes a normalisation from (name=), to be called with (x, train).
@@ -37,14 +37,16 @@ class ResidualBlock(nn.Module):
         context: makes the layer after the add and its ReLU from (name=), or is one that several
             blocks share, or None.
         groups, group_width: of the middle convolution, and how many channels each group has per 64
-            of `width`.
+            of `width`: 32 and 4 are ResNeXt 32x4d (arXiv:1611.05431), 1 and 128 are Wide ResNet
+            (arXiv:1605.07146).
         first_reduction: how many times narrower a bottleneck's first convolution is than the
             middle one.
         pruned: channels of a bottleneck's three convolutions, where they do not follow from these.
         first_dilation: of the middle convolution; `middle` has its own.
-        dilation: of a basic block's second convolution; that of the stage.
-        shortcut: where the shape changes: "1x1", a convolution with the strides; "3x3", which is
-            1x1 without strides; or "average", an average pool and a 1x1 convolution.
+        dilation: of a basic block's second convolution, and of the stage's next blocks.
+        shortcut: where the shape changes: "1x1", a convolution with the strides; "average", an
+            average pool before it instead of strides (ResNet-D, arXiv:1812.01187); or "3x3" where
+            there are strides, and 1x1 else (SENet-154).
         downsampling: pools around the middle convolution instead of its strides.
         drop_path: how likely the residual branch of a sample is left out in train mode.
         zero_init_last: start the residual branch's last norm at zero.
@@ -183,26 +185,17 @@ class Bottleneck(ResidualBlock):
     expansion: ClassVar[int] = 4
     middle_index: ClassVar[int] = 2
     other_indices: ClassVar[tuple[int, ...]] = (1, 3)
+    # Whether the first convolution has the strides.
+    strides_first: ClassVar[bool] = False
 
     def branch(self, x: Array, train: bool) -> Array:
-        x = self.first_layers(x, train, 1)
-        x = self.middle_layers(x, train, self.strides)
-        return self.last_layers(x, train)
-
-    @property
-    def conv_widths(self) -> tuple[int, int, int]:
-        """Channels of the three convolutions."""
-        middle = self.middle_width
-        return self.pruned or (middle // self.first_reduction, middle, self.width * self.expansion)
-
-    def first_layers(self, x: Array, train: bool, strides: int) -> Array:
-        """conv1, bn1 and ReLU."""
-        x = self.conv(self.conv_widths[0], 1, strides=strides, name="conv1")(x)
-        return jax.nn.relu(self.norm(name="bn1")(x, train))
-
-    def last_layers(self, x: Array, train: bool) -> Array:
-        """conv3 and bn3."""
-        x = self.conv(self.conv_widths[2], 1, name="conv3")(x)
+        middle, last = self.middle_width, self.width * self.expansion
+        first, _, last = self.pruned or (middle // self.first_reduction, middle, last)
+        strides, middle_strides = (self.strides, 1) if self.strides_first else (1, self.strides)
+        x = self.conv(first, 1, strides=strides, name="conv1")(x)
+        x = jax.nn.relu(self.norm(name="bn1")(x, train))
+        x = self.middle_layers(x, train, middle_strides)
+        x = self.conv(last, 1, name="conv3")(x)
         return self.last_norm("bn3")(x, train)
 
 

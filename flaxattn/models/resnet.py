@@ -1,20 +1,19 @@
 """Residual networks with slots for attention."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import jax
 from flax import linen as nn
 from jax import Array
 
-from flaxattn.attention import SelectiveKernel
-from flaxattn.attention.mechanism import LayerFactory, Namings
+from flaxattn.attention.mechanism import LayerFactory, Namings, declared
 from flaxattn.errors import InputError, require_count, unknown
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_default
 from flaxattn.models.backbone import ResidualBackbone
 from flaxattn.models.downsampling import DOWNSAMPLING
-from flaxattn.models.placement import Placement, Slot, namings
+from flaxattn.models.placement import Slot
 from flaxattn.models.residual_block import BLOCKS, SHORTCUTS, BasicBlock, ResidualBlock
 
 Block = str | type[ResidualBlock]
@@ -28,6 +27,7 @@ STEMS: dict[str, Callable[[int, int], tuple[tuple[int, int, int], ...]]] = {
     "small": lambda width, _: ((width, 3, 1),),
 }
 STEM_POOLS = ("max", "conv")
+_OF_BOTTLENECKS = {"groups": 1, "group_width": 64, "first_reduction": 1, "pruned": None}
 
 
 class ResNet(ResidualBackbone):
@@ -125,30 +125,26 @@ class ResNet(ResidualBackbone):
             require_count("width", width, 1)
         if self.stem_width is not None:
             require_count("stem_width", self.stem_width, 1)
-        grouped = (self.groups, self.group_width, self.first_reduction) != (1, 64, 1)
-        if grouped and any(issubclass(block, BasicBlock) for block in self.block_classes):
-            raise InputError(
-                f"groups={self.groups}, group_width={self.group_width}, first_reduction="
-                f"{self.first_reduction} are of bottlenecks: use block='bottleneck', or leave them "
-                f"out."
-            )
-        self._require_every_pruned_block()
+        basic = any(issubclass(block, BasicBlock) for block in self.block_classes)
+        for field, usual in _OF_BOTTLENECKS.items():
+            if basic and getattr(self, field) != usual:
+                raise InputError(
+                    f"{field}={getattr(self, field)} is for bottlenecks: use block='bottleneck', "
+                    f"or leave it out."
+                )
+        if self.pruned is not None:
+            sizes = tuple(len(blocks) for _, blocks in self.pruned)
+            if sizes != self.stage_sizes:
+                raise InputError(
+                    f"pruned has the widths of {sizes} blocks in the stages: give those of "
+                    f"stage_sizes={self.stage_sizes}."
+                )
+            if self.groups != 1:
+                raise InputError(
+                    f"pruned with groups={self.groups}: only the widths of bottlenecks without "
+                    f"groups can be given; leave one of them out."
+                )
         super().__post_init__()
-
-    def _require_every_pruned_block(self) -> None:
-        if self.pruned is None:
-            return
-        sizes = tuple(len(blocks) for _, blocks in self.pruned)
-        if sizes != self.stage_sizes:
-            raise InputError(
-                f"pruned has the widths of {sizes} blocks in the stages: give those of "
-                f"stage_sizes={self.stage_sizes}."
-            )
-        if self.groups != 1 or any(issubclass(b, BasicBlock) for b in self.block_classes):
-            raise InputError(
-                f"pruned with block={self.block!r} and groups={self.groups}: only the widths of "
-                f"bottlenecks without groups can be given so; leave it out."
-            )
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -182,22 +178,13 @@ class ResNet(ResidualBackbone):
     @property
     def namings(self) -> Namings:
         """The renames of the slots' layers, by source name, for `flaxattn.weights`."""
-        slots = {self.attention_name: self.placement("attention")}
         conv = self.placement("conv")
-        slots |= {f"conv{block.middle_index}": conv for block in self.block_classes}
-        slots["context"] = self.placement("context")
-        for name, placement in self._shared().items():
-            del slots[name]
-            stages = range(1, len(self.sizes) + 1)
-            slots |= {f"layer{stage}_{name}": placement for stage in stages}
-        tables = namings(slots)
-        return tables | {"timm": (*tables.get("timm", ()), *self._beside_selective_kernels())}
+        middle = {f"conv{block.middle_index}": conv for block in self.block_classes}
+        tables = self.slot_namings(**middle)
+        return tables | {"timm": (*tables.get("timm", ()), *self._timm_pairs())}
 
     def setup(self) -> None:
         self.setup_stem()
-        for stage in range(1, len(self.sizes) + 1):
-            for name, placement in self._shared().items():
-                setattr(self, f"layer{stage}_{name}", placement.with_defaults(**self.dtypes)())
         self.add_stages()
         self.add_classifier(torch_default)
 
@@ -286,35 +273,15 @@ class ResNet(ResidualBackbone):
             )
         return conv.with_defaults(dilation=dilation, **self.dtypes)
 
-    def layer(
-        self, slot: str, stage: int, block: int, own: Placement | None = None
-    ) -> LayerFactory | nn.Module | None:
-        chosen = self.covering(slot, stage, block, own)
-        if chosen is not None and chosen.share:
-            return getattr(
-                self, f"layer{stage}_{self.attention_name if slot == 'attention' else slot}"
-            )
-        return super().layer(slot, stage, block, own)
-
-    def _shared(self) -> dict[str, Placement]:
-        """The placements of which each stage has one layer, by their layer's name in a block."""
-        slots = {
-            self.attention_name: self.placement("attention"),
-            "context": self.placement("context"),
-        }
-        return {name: slot for name, slot in slots.items() if slot is not None and slot.share}
-
-    def _beside_selective_kernels(self) -> list[tuple[str, str]]:
-        """Renames: beside a selective kernel, timm has a convolution and its norm in one module."""
+    def _timm_pairs(self) -> Iterator[tuple[str, str]]:
+        """Renames of the convolutions and norms that timm keeps in pairs beside a block's layer."""
         conv = self.placement("conv")
-        if conv is None or not issubclass(conv.layer, SelectiveKernel):
-            return []
-        renames = []
+        if conv is None or not declared(conv.layer, "timm_pairs"):
+            return
         for stage, size in enumerate(self.sizes, start=1):
             for block in range(size):
                 if conv.covers(stage, block, size):
                     theirs, ours = f"layer{stage}.{block}", f"layer{stage}_{block}"
                     for i in self.block_classes[stage - 1].other_indices:
-                        renames.append((f"{theirs}.conv{i}.conv", f"{ours}.conv{i}"))
-                        renames.append((f"{theirs}.conv{i}.bn", f"{ours}.bn{i}"))
-        return renames
+                        yield f"{theirs}.conv{i}.conv", f"{ours}.conv{i}"
+                        yield f"{theirs}.conv{i}.bn", f"{ours}.bn{i}"

@@ -23,10 +23,7 @@ class CaffeBasicBlock(BasicBlock):
 class CaffeBottleneck(Bottleneck):
     """A `Bottleneck` whose first 1x1 convolution has the strides, as in He et al. 2016."""
 
-    def branch(self, x: Array, train: bool) -> Array:
-        x = self.first_layers(x, train, self.strides)
-        x = self.middle_layers(x, train, 1)
-        return self.last_layers(x, train)
+    strides_first: ClassVar[bool] = True
 
 
 class Layer0(nn.Module):
@@ -79,8 +76,7 @@ class SENet(ResNet, kw_only=True):
         for field, only in supported.items():
             if getattr(self, field) != only:
                 raise InputError(
-                    f"{field}={getattr(self, field)!r} is no part of SENet: use {only!r}, or a "
-                    f"ResNet."
+                    f"SENet has no {field}={getattr(self, field)!r}: use {only!r}, or a ResNet."
                 )
         super().__post_init__()
 

@@ -15,7 +15,7 @@ from flaxattn.errors import InputError, require_count
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out
 from flaxattn.layers.resize import adaptive_average_pool
 from flaxattn.models.backbone import GLOBAL_POOLS, Backbone
-from flaxattn.models.placement import conv_name, same_shape
+from flaxattn.models.placement import conv_name, renames_below, same_shape
 
 HEADS = ("fixed", "sliding")
 _HEAD_SIZE = 7  # positions along either side of the map that the first fully connected layer sees
@@ -61,7 +61,7 @@ class VGG(Backbone):
     when called, for smaller images.
     """
 
-    stage_sizes: tuple[int, ...]
+    stage_sizes: tuple[int, ...]  # type: ignore[misc]  # `dropout` is by keyword
     batch_norm: bool = False
     head: str = "fixed"
     width: int = 64
@@ -71,7 +71,6 @@ class VGG(Backbone):
 
     head_name: ClassVar[str] = "fc8"
     positions: ClassVar[tuple[str, ...]] = ("out",)
-    named: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.stage_sizes = tuple(self.stage_sizes)
@@ -88,6 +87,10 @@ class VGG(Backbone):
     @property
     def sizes(self) -> tuple[int, ...]:
         return self.stage_sizes
+
+    @property
+    def conv_names(self) -> list[str]:
+        return [conv_name(stage, block) for stage, block in self._positions()]
 
     @property
     def feature_channels(self) -> tuple[int, ...]:
@@ -179,6 +182,7 @@ class VGG(Backbone):
     def _members(self, source: str, *, attention_counts: bool = False) -> list[tuple[str, ...]]:
         """The renames of torchvision's Sequential of convolutions, norms, ReLUs and pools."""
         renames: list[tuple[str, ...]] = []
+        attention = self.placement("attention")
         index = 0
         for stage, block in self._positions():
             renames.append((f"features.{index}", conv_name(stage, block)))
@@ -187,15 +191,11 @@ class VGG(Backbone):
                 renames.append((f"features.{index}", f"bn{stage}_{block + 1}"))
             index += 2
             name = self._attention_name(stage, block)
-            if name is not None:
+            if attention is not None and name is not None:
                 foreign = f"features.{index}" if attention_counts else name
                 index += attention_counts
-                inner = declared(self.attention.example(), "namings").get(source, ())
-                renames.append((foreign, name))
-                renames += [
-                    (f"{foreign}.{theirs}".rstrip("."), f"{name}.{ours}", *layout)
-                    for theirs, ours, *layout in inner
-                ]
+                inner = declared(attention.example(), "namings").get(source, ())
+                renames += [(foreign, name), *renames_below(name, inner, foreign)]
             if block + 1 == self.stage_sizes[stage - 1]:
                 index += 1
         return renames

@@ -109,7 +109,11 @@ def test_what_replaces_a_convolution_is_dilated_too():
     [
         ("resnet18", {"output_stride": 4}, "output_stride=4: use 8, 16 or 32"),
         ("efficientnet_b0", {"output_stride": "8"}, "output_stride='8': use 8, 16 or 32"),
-        ("legacy_seresnet18", {"output_stride": 8}, "output_stride=8 is no part of SENet: use 32"),
+        (
+            "legacy_seresnet18",
+            {"output_stride": 8},
+            "SENet has no output_stride=8: use 32",
+        ),
         ("vgg16", {"output_stride": 8}, "unknown field of vgg16 'output_stride'"),
         ("skresnet18", {"output_stride": 8}, "SelectiveKernel in stage 3 has no dilation, which"),
     ],

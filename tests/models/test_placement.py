@@ -227,9 +227,9 @@ def test_a_conv_that_activates_takes_the_place_of_the_blocks_norm(conv, has_norm
         ("context", {"name": "channel", "variant": "article_s0"}),
     ],
 )
-def test_a_layer_that_answers_its_gates_is_refused(slot, value):
+def test_a_layer_that_returns_its_gates_is_refused(slot, value):
     model = ResNet((1,), "basic", width=32, **{slot: value})
-    with pytest.raises(InputError, match=r"answers \(.*\) for a map \(2, 16, 16, 32\): in a block"):
+    with pytest.raises(InputError, match=r"returns \(.*\) for a map \(2, 16, 16, 32\): in a block"):
         jax.eval_shape(model.init, jax.random.key(0), X)
 
 
