@@ -3,7 +3,7 @@
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from flaxattn.errors import InputError, require_count, require_rate, unknown
 from flaxattn.layers.conv import Initializer
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import average_pool, max_pool, mean_of
-from flaxattn.models.placement import Placement, Slot, namings, place
+from flaxattn.models.placement import Placement, Places, Slot, namings, place
 
 # timm's names: (N, H, W, C) -> (N, C), and twice as many channels for the last.
 GLOBAL_POOLS: dict[str, Callable[[Array], Array]] = {
@@ -70,10 +70,7 @@ class Backbone(nn.Module, kw_only=True):
 
     # What the last layer is called.
     head_name: ClassVar[str]
-    # What `place` asks.
     slots: ClassVar[tuple[str, ...]] = ("attention",)
-    positions: ClassVar[tuple[str, ...]] = ("out", "mid")
-    shareable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.require_known("global_pool", GLOBAL_POOLS)
@@ -81,17 +78,8 @@ class Backbone(nn.Module, kw_only=True):
         require_rate("dropout", self.dropout)
         for slot in self.slots:
             value = getattr(self, slot)
-            if value is not False or not self.gated:
-                placement = place(
-                    slot,
-                    value,
-                    self.sizes,
-                    positions=self.positions,
-                    gated=self.gated,
-                    names=self.conv_names,
-                    shareable=self.shareable,
-                )
-                setattr(self, slot, placement)
+            if value is not False or not self.places.gated:
+                setattr(self, slot, place(slot, value, self.places))
         super().__post_init__()
 
     def require_known(self, field: str, known: Collection[str]) -> None:
@@ -100,19 +88,14 @@ class Backbone(nn.Module, kw_only=True):
             raise unknown(field, getattr(self, field), known)
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """How many blocks each stage has, or convolutions in a network without blocks."""
+    def places(self) -> Places:
+        """Where layers can stand."""
         raise NotImplementedError
 
     @property
-    def conv_names(self) -> list[str]:
-        """The names of the convolutions, for a placement's `after`, where they have names."""
-        return []
-
-    @property
-    def gated(self) -> bool:
-        """Whether some blocks have attention by architecture; `attention=False` leaves it out."""
-        return False
+    def sizes(self) -> Sequence[int]:
+        """How many blocks each stage has, or convolutions in a network without blocks."""
+        return self.places.sizes
 
     @property
     def dtypes(self) -> dict[str, Any]:
@@ -294,7 +277,7 @@ class ResidualBackbone(Backbone, kw_only=True):
         attention = self.covering("attention", stage, block, own)
         return {
             "attention": self.layer("attention", stage, block, own),
-            "position": attention.position if attention else self.positions[0],
+            "position": attention.position if attention else self.places.positions[0],
             "context": self.layer("context", stage, block),
             "drop_path": self.drop_rate(self.index(stage, block)),
         }

@@ -21,7 +21,7 @@ from flaxattn.models.inverted_residual import (
     fan_out_of,
     pad_same,
 )
-from flaxattn.models.placement import Placement, renames_below
+from flaxattn.models.placement import Placement, Places, renames_below
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -80,8 +80,6 @@ class InvertedResidualNet(ResidualBackbone):
     torchvision: str | None = None
 
     head_name: ClassVar[str] = "classifier"
-    positions: ClassVar[tuple[str, ...]] = ("mid", "out")
-    shareable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.stages = expand(tuple(tuple(map(row, stage)) for stage in self.stages))
@@ -101,7 +99,7 @@ class InvertedResidualNet(ResidualBackbone):
         for field, share in (("gate", "se"), ("expert_conv", "experts")):
             if getattr(self, field) is None and any(getattr(spec, share) for spec in self._rows):
                 raise InputError(
-                    f"a row has `{share}`, and {field}=None makes nothing of it: give one."
+                    f"a row of the table has `{share}`: pass {field}=..., which makes its layers."
                 )
         require_count("stem_features", self.stem_features, 1)
         require_count("head_features", self.head_features, 0)
@@ -112,12 +110,9 @@ class InvertedResidualNet(ResidualBackbone):
         return [spec for stage in self.stages for spec in stage]
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        return tuple(len(stage) for stage in self.stages)
-
-    @property
-    def gated(self) -> bool:
-        return any(spec.se for spec in self._rows)
+    def places(self) -> Places:
+        gated = any(spec.se for spec in self._rows)
+        return Places([*map(len, self.stages)], ("mid", "out"), gated=gated, shareable=False)
 
     @property
     def levels(self) -> list[tuple[int, int]]:

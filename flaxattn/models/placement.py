@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from flax import linen as nn
@@ -12,7 +12,7 @@ from flaxattn.attention import ATTENTION, create_attention
 from flaxattn.attention.graft import Graft
 from flaxattn.attention.mechanism import LayerFactory, Namings, Renames, declared
 from flaxattn.errors import InputError
-from flaxattn.models.placement_checks import layer_of, require_possible
+from flaxattn.models.placement_checks import Places, layer_of, require_possible
 
 # Which blocks have a slot's layer unless told otherwise.
 _BLOCKS = {"attention": "all", "conv": "all", "context": "last"}
@@ -106,28 +106,15 @@ def conv_name(stage: int, block: int) -> str:
     return f"conv{stage}_{block + 1}"
 
 
-def place(
-    slot: str,
-    value: Slot,
-    stage_sizes: Sequence[int],
-    *,
-    positions: Sequence[str] = ("out", "mid"),
-    gated: bool = False,
-    names: Sequence[str] = (),
-    shareable: bool = True,
-) -> Placement | None:
+def place(slot: str, value: Slot, places: Places) -> Placement | None:
     """The placement that `value` describes for a slot of a backbone.
 
     Args:
         slot: "attention", "conv" or "context".
         value: None or False, for nothing; a mechanism's name; a mapping with that `name`, its
-            `variant`, the `stages`, `blocks`, `after`, `position`, `share` and `graft` of a
-            `Placement`, and the layer's own fields; a layer factory; or a `Placement`.
-        stage_sizes: the number of blocks in each stage.
-        positions: that the backbone has for attention, the usual one first.
-        gated: whether the architecture has attention of its own in some blocks.
-        names: of its convolutions, for `after`, where they have names.
-        shareable: whether the blocks of a stage are alike enough to have one layer.
+            `variant`, the fields of a `Placement` but for its factory, and the layer's own fields;
+            a layer factory; or a `Placement`.
+        places: where the backbone can have layers.
 
     Without `blocks`, attention stands in the blocks that have it by architecture, or in every block
     where none has; conv in every block, context after each stage's last one. A `Placement` stands
@@ -138,21 +125,14 @@ def place(
     """
     if value is None or value is False:
         return None
-    usual_blocks = "gated" if slot == "attention" and gated else _BLOCKS[slot]
+    usual_blocks = "gated" if slot == "attention" and places.gated else _BLOCKS[slot]
+    usual: dict[str, Any] = {"blocks": usual_blocks, "position": places.positions[0]}
     given: Any = {"name": value} if isinstance(value, str) else value
     if hasattr(given, "keys"):  # ml_collections.ConfigDict is not a Mapping
-        given = _from_mapping(slot, dict(given), usual_blocks, positions[0])
+        given = _from_mapping(slot, dict(given), usual)
     elif not isinstance(given, Placement):
-        given = Placement(given, blocks=usual_blocks, position=positions[0])
-    require_possible(
-        slot,
-        given,
-        stage_sizes,
-        positions=positions,
-        gated=gated,
-        names=names,
-        shareable=shareable,
-    )
+        given = Placement(given, **usual)
+    require_possible(slot, given, places)
     return given
 
 
@@ -191,9 +171,7 @@ def in_slot(layer: LayerFactory | nn.Module, name: str, x: Array, train: bool) -
     return same_shape(made, x, made(x, train))
 
 
-def _from_mapping(
-    slot: str, fields: dict[str, Any], usual_blocks: str, usual_position: str
-) -> Placement:
+def _from_mapping(slot: str, fields: dict[str, Any], usual: dict[str, Any]) -> Placement:
     if "name" not in fields:
         raise InputError(
             f"{slot}={fields!r} does not say which mechanism: add name=..., one of "
@@ -205,11 +183,10 @@ def _from_mapping(
     for field in ("parent", "features", "strides") if slot == "conv" else ("parent",):
         if field in fields:
             raise InputError(f"{field} in the {slot} slot is for the block to give: leave it out.")
-    where: dict[str, Any] = {"blocks": usual_blocks, "position": usual_position}
     if fields.get("after") is not None:
-        where["blocks"] = "all"
-    _, *others = (field.name for field in dataclasses.fields(Placement))
-    where |= {field: fields.pop(field) for field in others if field in fields}
+        usual = usual | {"blocks": "all"}
+    _, *names = (field.name for field in dataclasses.fields(Placement))
+    where = usual | {field: fields.pop(field) for field in names if field in fields}
     supplied = _supplied_by_block(layer_of(ATTENTION.get(name)))
     create_attention(name, variant=variant, **{**supplied, **fields}, parent=None)  # or InputError
     factory = ATTENTION[name] if variant is None else getattr(ATTENTION[name], variant)

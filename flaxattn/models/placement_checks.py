@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flax import linen as nn
 
@@ -21,6 +21,24 @@ _ROLES = {
 }
 
 
+class Places(NamedTuple):
+    """Where a backbone can have layers.
+
+    Fields:
+        sizes: the number of blocks in each stage.
+        positions: that it has for attention, the usual one first.
+        gated: whether the architecture has attention of its own in some blocks.
+        names: of its convolutions, for `after`, where they have names.
+        shareable: whether the blocks of a stage are alike enough to have one layer.
+    """
+
+    sizes: Sequence[int]
+    positions: Sequence[str] = ("out", "mid")
+    gated: bool = False
+    names: Sequence[str] = ()
+    shareable: bool = True
+
+
 def layer_of(factory: Any) -> Any:
     """The class behind a partial or a classmethod."""
     made = factory.func if isinstance(factory, functools.partial) else factory
@@ -37,25 +55,13 @@ def _name(factory: Any) -> str:
     return layer.__name__
 
 
-def require_possible(
-    slot: str,
-    placement: "Placement",
-    stage_sizes: Sequence[int],
-    *,
-    positions: Sequence[str],
-    gated: bool,
-    names: Sequence[str],
-    shareable: bool,
-) -> None:
-    """InputError for a layer whose role the slot does not take, an instance (its weights would be
-    shared between blocks), stages, blocks, positions or convolutions that do not exist, `share`
-    where blocks cannot share the layer, and `graft` where it cannot start as the identity.
-    """
+def require_possible(slot: str, placement: "Placement", places: Places) -> None:
+    """InputError for a layer that cannot stand where it is placed, or be what it is to be there."""
     _require_role(slot, placement)
-    _require_existing(slot, placement, stage_sizes, positions, gated)
-    _require_named(slot, placement, names)
-    _require_shareable(slot, placement, shareable)
-    _require_graftable(slot, placement, gated)
+    _require_existing(slot, placement, places)
+    _require_named(slot, placement, places.names)
+    _require_shareable(slot, placement, places.shareable)
+    _require_graftable(slot, placement, places.gated)
 
 
 def _require_role(slot: str, placement: "Placement") -> None:
@@ -91,19 +97,13 @@ def _require_role(slot: str, placement: "Placement") -> None:
     )
 
 
-def _require_existing(
-    slot: str,
-    placement: "Placement",
-    stage_sizes: Sequence[int],
-    positions: Sequence[str],
-    gated: bool,
-) -> None:
-    if slot == "attention" and placement.position not in positions:
-        raise unknown("position", placement.position, positions)
+def _require_existing(slot: str, placement: "Placement", places: Places) -> None:
+    if slot == "attention" and placement.position not in places.positions:
+        raise unknown("position", placement.position, places.positions)
     for field in ("stages", "blocks", "after"):
         if getattr(placement, field) == ():
             raise InputError(f"{slot} {field}=() places nothing: use 'all' or name at least one.")
-    count = len(stage_sizes)
+    count = len(places.sizes)
     stages = placement.stages
     if stages == "all":
         stages = tuple(range(1, count + 1))
@@ -112,18 +112,19 @@ def _require_existing(
     for stage in stages:
         if stage not in range(1, count + 1):
             raise InputError(f"{slot} in stage {stage!r}: the backbone has stages 1 to {count}.")
-    if placement.blocks in ("all", "last") or (placement.blocks == "gated" and gated):
+    if placement.blocks in ("all", "last") or (placement.blocks == "gated" and places.gated):
         return
     if isinstance(placement.blocks, str):
         raise InputError(
             f"{slot} blocks={placement.blocks!r}: use 'all', 'last' or a tuple of indices from 0."
         )
     for stage in stages:
+        size = places.sizes[stage - 1]
         for block in placement.blocks:
-            if block not in range(stage_sizes[stage - 1]):
+            if block not in range(size):
                 raise InputError(
                     f"{slot} in block {block!r} of stage {stage}: that stage has blocks 0 to "
-                    f"{stage_sizes[stage - 1] - 1}; name the stages meant, or blocks they all have."
+                    f"{size - 1}; name the stages meant, or blocks they all have."
                 )
 
 

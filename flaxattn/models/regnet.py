@@ -15,7 +15,7 @@ from flaxattn.errors import InputError, require_count
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out
 from flaxattn.layers.widths import make_divisible
 from flaxattn.models.backbone import ResidualBackbone
-from flaxattn.models.placement import Placement
+from flaxattn.models.placement import Placement, Places
 from flaxattn.models.residual_block import Bottleneck
 
 
@@ -71,8 +71,6 @@ class RegNet(ResidualBackbone):
     kernel_init: Initializer = kaiming_fan_out
 
     head_name: ClassVar[str] = "head_fc"
-    positions: ClassVar[tuple[str, ...]] = ("mid", "out")
-    shareable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.se < 0:
@@ -104,12 +102,9 @@ class RegNet(ResidualBackbone):
         return round(width / size) * size
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        return tuple(size for _, size in self.stages)
-
-    @property
-    def gated(self) -> bool:
-        return bool(self.se)
+    def places(self) -> Places:
+        sizes = [size for _, size in self.stages]
+        return Places(sizes, ("mid", "out"), gated=bool(self.se), shareable=False)
 
     @property
     def levels(self) -> list[tuple[int, int]]:

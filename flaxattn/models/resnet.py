@@ -13,7 +13,7 @@ from flaxattn.errors import InputError, require_count, unknown
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_default
 from flaxattn.models.backbone import ResidualBackbone
 from flaxattn.models.downsampling import DOWNSAMPLING
-from flaxattn.models.placement import Slot
+from flaxattn.models.placement import Places, Slot
 from flaxattn.models.residual_block import BLOCKS, SHORTCUTS, BasicBlock, ResidualBlock
 
 Block = str | type[ResidualBlock]
@@ -147,8 +147,8 @@ class ResNet(ResidualBackbone):
         super().__post_init__()
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        return self.stage_sizes
+    def places(self) -> Places:
+        return Places(self.stage_sizes)
 
     @property
     def block_classes(self) -> tuple[type[ResidualBlock], ...]:

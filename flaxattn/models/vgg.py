@@ -15,7 +15,7 @@ from flaxattn.errors import InputError, require_count
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out
 from flaxattn.layers.resize import adaptive_average_pool
 from flaxattn.models.backbone import GLOBAL_POOLS, Backbone
-from flaxattn.models.placement import conv_name, renames_below, same_shape
+from flaxattn.models.placement import Places, conv_name, renames_below, same_shape
 
 HEADS = ("fixed", "sliding")
 _HEAD_SIZE = 7  # positions along either side of the map that the first fully connected layer sees
@@ -70,7 +70,6 @@ class VGG(Backbone):
     kernel_init: Initializer = kaiming_fan_out
 
     head_name: ClassVar[str] = "fc8"
-    positions: ClassVar[tuple[str, ...]] = ("out",)
 
     def __post_init__(self) -> None:
         self.stage_sizes = tuple(self.stage_sizes)
@@ -85,12 +84,9 @@ class VGG(Backbone):
         super().__post_init__()
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        return self.stage_sizes
-
-    @property
-    def conv_names(self) -> list[str]:
-        return [conv_name(stage, block) for stage, block in self._positions()]
+    def places(self) -> Places:
+        names = [conv_name(stage, block) for stage, block in self._positions()]
+        return Places(self.stage_sizes, ("out",), names=names)
 
     @property
     def feature_channels(self) -> tuple[int, ...]:

@@ -23,9 +23,10 @@ from flaxattn.attention import (
     SqueezeExcite,
 )
 from flaxattn.models import ResNet
-from flaxattn.models.placement import Placement, place
+from flaxattn.models.placement import Placement, Places, place
 
 SIZES = (2, 1, 3)
+PLACES = Places(SIZES)
 X = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
 
 
@@ -534,7 +535,7 @@ def test_a_models_weights_go_out_and_come_back_under_a_layers_naming():
 )
 def test_what_cannot_be_placed_is_refused_in_a_sentence(slot, value, sentence):
     with pytest.raises(InputError, match=sentence):
-        place(slot, value, SIZES)
+        place(slot, value, PLACES)
     with pytest.raises(InputError, match=sentence):
         ResNet(SIZES, **{slot: value})
 
@@ -544,10 +545,10 @@ def test_role_counts_for_user_layers_too():
         role: ClassVar[str] = "convolution"
 
     with pytest.raises(InputError, match="Unfinished replaces a convolution"):
-        place("attention", Unfinished, SIZES)
+        place("attention", Unfinished, PLACES)
 
 
 def test_nothing_is_placed_for_none_and_false():
-    assert place("attention", None, SIZES) is None
-    assert place("attention", False, SIZES) is None
+    assert place("attention", None, PLACES) is None
+    assert place("attention", False, PLACES) is None
     assert create_model("seresnet18", attention=False).attention is None
