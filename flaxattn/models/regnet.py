@@ -133,7 +133,7 @@ class RegNet(ResidualBackbone):
 
     @property
     def make_conv(self) -> LayerFactory:
-        """Makes a convolution from (features, kernel_size, strides=, groups=, name=)."""
+        """Makes a convolution from (features, kernel_size, strides=, dilation=, groups=, name=)."""
         return functools.partial(Conv, use_bias=False, kernel_init=self.kernel_init, **self.dtypes)
 
     def stage_name(self, stage: int) -> str:

@@ -25,7 +25,7 @@ class ResidualBlock(nn.Module):
     Fields:
         width: channels of the output, divided by the `expansion`.
         strides: of the middle convolution, and of the shortcut.
-        conv: makes a convolution from (features, kernel_size, strides=, groups=, name=).
+        conv: makes a convolution from (features, kernel_size, strides=, dilation=, groups=, name=).
         norm: makes a normalisation from (name=), to be called with (x, train).
         middle: makes the middle convolution's replacement from (features, strides=, name=), or
             None. One that `activates` takes the place of the norm and ReLU after it too.
