@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import inspect
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from flaxattn import ATTENTION, BatchNorm, Conv
 from flaxattn.models import Placement, ResNet
+from flaxattn.models.backbone import Backbone
 from flaxattn.models.inverted_residual_net import InvertedResidualNet
 from flaxattn.models.vgg import VGG
 
@@ -86,10 +88,7 @@ CONTRACT_5 = ("dtype", "param_dtype", "kernel_init", "bias_init", "norm")
 
 @pytest.mark.parametrize(
     "layer",
-    [
-        *dict.fromkeys(Placement(make).layer for make in ATTENTION.values()),
-        *(BatchNorm, Conv, ResNet, VGG, InvertedResidualNet),
-    ],
+    [*dict.fromkeys(Placement(make).layer for make in ATTENTION.values()), BatchNorm, Conv],
     ids=lambda layer: layer.__name__,
 )
 def test_fields_are_in_order(layer):
@@ -99,6 +98,14 @@ def test_fields_are_in_order(layer):
     tail = fields[fields.index("dtype") :]
     expected = [field for field in CONTRACT_5 if field in fields]
     assert [field for field in tail if field != "scale_init"] == expected
+
+
+@pytest.mark.parametrize("network", [ResNet, VGG, InvertedResidualNet])
+def test_networks_take_what_they_have_in_common_by_keyword(network):
+    """Dtypes and norm come first among the fields, which a class inherits, and last in a call."""
+    parameters = inspect.signature(network).parameters
+    own = {field.name for field in dataclasses.fields(Backbone)} - {"parent", "name"}
+    assert {parameters[name].kind for name in own} == {inspect.Parameter.KEYWORD_ONLY}
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))

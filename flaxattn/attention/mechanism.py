@@ -71,6 +71,8 @@ class Mechanism(Part):
         role: where it may stand. "recalibrate" and "context" keep the shape of their map,
             "convolution" replaces one, "head" changes the number of channels.
         variants: the names of its classmethods that make a reference's form of it.
+        timm_pairs: whether timm's blocks that have it keep each of their other convolutions in one
+            module with its norm, as conv3.conv and conv3.bn.
         step: of a layer that carries a state from map to map: step(x, carry, train) -> (y, carry),
             beside `initial_carry(x)`.
 
@@ -80,6 +82,7 @@ class Mechanism(Part):
 
     role: ClassVar[Role]
     variants: ClassVar[tuple[str, ...]] = ()
+    timm_pairs: ClassVar[bool] = False
     step: ClassVar[Callable[..., tuple[Array, Any]] | None] = None
 
     @property

@@ -99,6 +99,7 @@ class SelectiveKernel(Mechanism):
 
     role = "convolution"
     variants = ("article_s2", "insight", "official", "timm")
+    timm_pairs = True
     namings = {
         "timm": (),
         "articles": (

@@ -10,7 +10,7 @@ from flax import linen as nn
 from flaxattn.errors import unknown
 from flaxattn.models.efficientnet import EFFICIENTNETS
 from flaxattn.models.mobilenet import MOBILENETS
-from flaxattn.models.placement import Placement
+from flaxattn.models.placement import Placement, Slot
 from flaxattn.models.regnet import REGNETS, RegNet
 from flaxattn.models.residual_block import BasicBlock, Bottleneck
 from flaxattn.models.resnet import ResNet
@@ -29,21 +29,22 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def create_model(
-    name: str, num_classes: int = 1000, attention: Any = None, **fields: Any
+    name: str, num_classes: int = 1000, attention: Slot = None, **fields: Any
 ) -> nn.Module:
     """The backbone `name` of MODELS, with attention where `attention` says.
 
-    `model.apply(variables, images, train=False)` answers float32 logits (N, num_classes) for images
+    `model.apply(variables, images, train=False)` returns float32 logits (N, num_classes) for images
     (N, H, W, C), and with `method="features"` the list of the last maps at each stride.
 
         create_model("resnet50", attention=dict(name="se", reduction=16, stages=(2, 3, 4)))
 
     Args:
         name: a key of MODELS.
-        num_classes: width of the last layer; 0 leaves it out, and the answer is the pooled map.
-        attention: what stands in the residual branches (`placement.place`); None for what the
-            name says, squeeze-and-excitation in seresnet50, nothing in resnet50; or False for none.
-        fields: the model's other fields, such as conv, context, stem and dtype (`ResNet`).
+        num_classes: width of the last layer; 0 leaves it out, and the model returns the pooled map.
+        attention: what stands in the residual branches (`placement.place`); False for nothing;
+            None for what the name says: squeeze-and-excitation in seresnet50, nothing in resnet50.
+        fields: the model's other fields, such as conv, context, output_stride, stem and dtype
+            (`ResNet`).
 
     Raises InputError for an unknown name or field, and for a placement that cannot be.
     """

@@ -5,6 +5,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from jax import Array
+
+from flaxattn.attention.mechanism import LayerFactory
 from flaxattn.errors import InputError
 from flaxattn.layers.widths import make_divisible
 
@@ -17,16 +20,16 @@ class BlockSpec(NamedTuple):
             "separable", the same without the first 1x1 (Howard et al. 2017); "edge", one dense
             convolution in the place of the first two (Gupta and Tan 2019, "fused MBConv"); or
             "conv", one dense convolution.
-        features: channels of the blocks' answers.
+        features: channels of the blocks' output.
         kernel_size: of the depthwise or dense convolution. A tuple splits the channels into as many
-            parts, each with its own (MixNet); so do the two below.
+            parts, each with its own size (MixNet).
         strides: of the first block; only a stage's first row may have any.
         expansion: channels inside the block to channels of its input.
         repeats: how many blocks.
         se: width of the block's squeeze-and-excitation, as a share of channels; 0 for none.
         activation: the network's, if None.
         skip: whether the input is added where the shapes allow it.
-        expand_size, project_size: kernel sizes of the two 1x1.
+        expand_size, project_size: kernel sizes of the two 1x1, or tuples of them.
         project_activation: whether an activation follows the projection.
         group_size: channels to a group of an edge block's dense convolution; None for one group.
         expand_from: channels that `expansion` multiplies instead of the input's.
@@ -60,6 +63,8 @@ class BlockSpec(NamedTuple):
 
 
 Stages = tuple[tuple[BlockSpec, ...], ...]
+# Makes a block's own attention from its row, the channels inside it, and its activation.
+Gate = Callable[[BlockSpec, int, Callable[[Array], Array]], LayerFactory]
 
 inverted = functools.partial(BlockSpec, "inverted")
 separable = functools.partial(BlockSpec, "separable")

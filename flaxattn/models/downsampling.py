@@ -1,6 +1,6 @@
 """How a residual network halves its maps: parameter-free pools, and where they stand.
 
-Pools answer in x's dtype; their sums are in float32 or wider.
+Pools return x's dtype; their sums are in float32 or wider.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def average_pool(x: Array, strides: int = 2) -> Array:
 
     (N, H, W, C) -> (N, floor(H / strides), floor(W / strides), C).
     """
-    return _mean(x, strides, strides, 0)
+    return _mean(x, strides, strides, (0, 0))
 
 
 def whole_average_pool(x: Array, strides: int = 2) -> Array:
@@ -38,12 +38,20 @@ def whole_average_pool(x: Array, strides: int = 2) -> Array:
     return average_pool(jnp.pad(x, ((0, 0), (0, height), (0, width), (0, 0)), "edge"), strides)
 
 
+def dense_average_pool(x: Array) -> Array:
+    """Mean of all 2x2 windows, also of those that begin in the last row or column.
+
+    (N, H, W, C) -> (N, H, W, C). Zeros beyond the map count.
+    """
+    return _mean(x, 2, 1, (0, 1))
+
+
 def overlapping_average_pool(x: Array, strides: int = 2) -> Array:
-    """Mean of 3x3 windows, in which zeros beyond the map count.
+    """Mean of 3x3 windows, in which zeros beyond the map count; x itself for strides of 1.
 
     (N, H, W, C) -> (N, ceil(H / strides), ceil(W / strides), C).
     """
-    return _mean(x, 3, strides, 1)
+    return x if strides == 1 else _mean(x, 3, strides, (1, 1))
 
 
 def blur_pool(x: Array, strides: int = 2) -> Array:
@@ -61,10 +69,9 @@ def blur_pool(x: Array, strides: int = 2) -> Array:
     return y.astype(x.dtype)
 
 
-def _mean(x: Array, size: int, strides: int, padding: int) -> Array:
+def _mean(x: Array, size: int, strides: int, padding: tuple[int, int]) -> Array:
     wide = x.astype(at_least_float32(x.dtype))
-    beyond = ((padding, padding),) * 2
-    total = nn.pool(wide, 0.0, lax.add, (size, size), (strides, strides), beyond)
+    total = nn.pool(wide, 0.0, lax.add, (size, size), (strides, strides), (padding, padding))
     return (total / size**2).astype(x.dtype)
 
 

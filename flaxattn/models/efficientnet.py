@@ -7,20 +7,11 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flax import linen as nn
-
+from flaxattn.attention import CondConv
 from flaxattn.layers.widths import make_divisible
-from flaxattn.models.block_spec import (
-    Stages,
-    conv,
-    edge,
-    inverted,
-    scale_depth,
-    scale_width,
-    separable,
-)
-from flaxattn.models.inverted_residual_net import InvertedResidualNet, pool_context
-from flaxattn.models.mobilenet import TF, TF_NORM, TORCHVISION_TF_NORM
+from flaxattn.models.block_spec import Stages, conv, edge, inverted, separable
+from flaxattn.models.gates import pool_context
+from flaxattn.models.mobilenet import TF, TF_NORM, TORCHVISION_TF_NORM, Model, scaled
 
 # --- EfficientNet, Tan and Le 2019, arXiv:1905.11946, table 1
 
@@ -51,14 +42,12 @@ _SCALES = {
 
 def _efficientnet(
     width: float, depth: float, stages: Stages = EFFICIENTNET, **fields: Any
-) -> Callable[..., nn.Module]:
-    defaults = {
-        "stages": scale_width(scale_depth(stages, depth), width),
+) -> Model:
+    ends: dict[str, Any] = {
         "stem_features": make_divisible(32 * width, 8),
         "head_features": make_divisible(1280 * width, 8),
-        "activation": "silu",
     }
-    return functools.partial(InvertedResidualNet, **{**defaults, **fields})
+    return scaled(stages, width, depth, **{"activation": "silu", **ends, **fields})
 
 
 # --- EfficientNet-Lite, in Google's automl: no squeeze-and-excitation, ReLU6, ends that do not grow
@@ -66,13 +55,8 @@ def _efficientnet(
 LITE: Stages = tuple(tuple(row._replace(se=0.0) for row in stage) for stage in EFFICIENTNET)
 
 
-def _lite(width: float, depth: float, **fields: Any) -> Callable[..., nn.Module]:
-    return functools.partial(
-        InvertedResidualNet,
-        stages=scale_width(scale_depth(LITE, depth, fix_ends=True), width),
-        activation="relu6",
-        **fields,
-    )
+def _lite(width: float, depth: float, **fields: Any) -> Model:
+    return scaled(LITE, width, depth, fix_ends=True, activation="relu6", **fields)
 
 
 # --- EfficientNet-EdgeTPU, Gupta and Tan 2019; its first block expands from 24 channels, not the
@@ -95,6 +79,10 @@ def mixed_by_experts(experts: int) -> Stages:
     """EfficientNet whose last three stages have `experts` kernels for each convolution."""
     last = (tuple(row._replace(experts=experts) for row in stage) for stage in EFFICIENTNET[4:])
     return (*EFFICIENTNET[:4], *last)
+
+
+def _cond_conv(width: float, depth: float, experts: int, **fields: Any) -> Model:
+    return _efficientnet(width, depth, mixed_by_experts(experts), expert_conv=CondConv, **fields)
 
 
 # --- EfficientNetV2, Tan and Le 2021, arXiv:2104.00298, table 4 and the authors' code
@@ -167,19 +155,18 @@ def _v2(
     head_features: int = 1280,
     round_limit: float = 0.9,
     **fields: Any,
-) -> Callable[..., nn.Module]:
-    scaled = functools.partial(make_divisible, divisor=8, round_limit=round_limit)
-    return functools.partial(
-        InvertedResidualNet,
-        stages=scale_width(scale_depth(stages, depth), width, round_limit=round_limit),
-        stem_features=scaled(stem_features * width),
-        head_features=scaled(head_features * width),
-        activation="silu",
-        **fields,
+) -> Model:
+    rounded = functools.partial(make_divisible, divisor=8, round_limit=round_limit)
+    ends: dict[str, Any] = {
+        "stem_features": rounded(stem_features * width),
+        "head_features": rounded(head_features * width),
+    }
+    return scaled(
+        stages, width, depth, round_limit=round_limit, activation="silu", **ends, **fields
     )
 
 
-_v2_base: Callable[..., Callable[..., nn.Module]] = functools.partial(
+_v2_base: Callable[..., Model] = functools.partial(
     _v2, EFFICIENTNET_V2_BASE, 32, round_limit=0.0, **TF
 )
 
@@ -233,14 +220,10 @@ MIXNET_M: Stages = (
 
 def _mixnet(
     stages: Stages, stem_features: int, width: float = 1.0, depth: float = 1.0, **fields: Any
-) -> Callable[..., nn.Module]:
-    return functools.partial(
-        InvertedResidualNet,
-        stages=scale_width(scale_depth(stages, depth, rounding=round), width),
-        stem_features=make_divisible(stem_features * width, 8),
-        head_features=1536,
-        **fields,
-    )
+) -> Model:
+    stem_features = make_divisible(stem_features * width, 8)
+    ends: dict[str, Any] = {"stem_features": stem_features, "head_features": 1536}
+    return scaled(stages, width, depth, rounding=round, **ends, **fields)
 
 
 _mixnet_s = functools.partial(_mixnet, MIXNET_S, 16)
@@ -249,13 +232,10 @@ _mixnet_m = functools.partial(_mixnet, MIXNET_M, 24)
 # --- TinyNet, Han et al. 2020, arXiv:2010.14819: EfficientNet scaled down
 
 
-def _tinynet(width: float, depth: float) -> Callable[..., nn.Module]:
-    return functools.partial(
-        InvertedResidualNet,
-        stages=scale_width(scale_depth(EFFICIENTNET, depth, rounding=round), width),
-        head_features=max(1280, make_divisible(1280 * width, 8)),
-        activation="silu",
-    )
+def _tinynet(width: float, depth: float) -> Model:
+    head_features = max(1280, make_divisible(1280 * width, 8))
+    fields: dict[str, Any] = {"head_features": head_features, "activation": "silu"}
+    return scaled(EFFICIENTNET, width, depth, rounding=round, **fields)
 
 
 # timm's network for tests of 0.36 million parameters, with weights.
@@ -278,7 +258,7 @@ _SAME = ("b0", "b1", "b2", "b3", "b4")
 _TORCHVISION: dict[str, Any] = {"torchvision": "efficientnet"}
 
 # Names as in timm; efficientnet_v2_* and *_tv are torchvision's.
-EFFICIENTNETS: dict[str, Callable[..., nn.Module]] = {
+EFFICIENTNETS: dict[str, Model] = {
     **{
         f"efficientnet_{name}": _efficientnet(*scales, **_TORCHVISION if name in _SAME else {})
         for name, scales in _SCALES.items()
@@ -295,14 +275,8 @@ EFFICIENTNETS: dict[str, Callable[..., nn.Module]] = {
     **{f"efficientnet_{name}": _edge(*scales) for name, scales in _EDGES.items()},
     **{f"efficientnet_{name}_pruned": _edge(*_EDGES[name]) for name in ("es", "el")},
     **{f"tf_efficientnet_{name}": _edge(*scales, **TF) for name, scales in _EDGES.items()},
-    **{
-        f"efficientnet_{name}": _efficientnet(width, depth, mixed_by_experts(experts))
-        for name, (width, depth, experts) in _EXPERTS.items()
-    },
-    **{
-        f"tf_efficientnet_{name}": _efficientnet(width, depth, mixed_by_experts(experts), **TF)
-        for name, (width, depth, experts) in _EXPERTS.items()
-    },
+    **{f"efficientnet_{name}": _cond_conv(*numbers) for name, numbers in _EXPERTS.items()},
+    **{f"tf_efficientnet_{name}": _cond_conv(*n, **TF) for name, n in _EXPERTS.items()},
     **{f"efficientnetv2_{name}": _v2(*table) for name, table in _V2.items()},
     **{f"tf_efficientnetv2_{name}": _v2(*table, **TF) for name, table in _V2.items()},
     **{

@@ -1,4 +1,4 @@
-"""Attention into a network that is trained already, without moving its answers."""
+"""Attention into a network that is trained already, without changing its logits."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
@@ -13,7 +13,7 @@ from jax import Array
 from flaxattn.attention.mechanism import AsConvolution, declared
 from flaxattn.errors import InputError
 from flaxattn.layers.precision import at_least_float32
-from flaxattn.models.placement import Placement
+from flaxattn.models.placement import Placement, Slot
 
 # A collection, the modules' names and the array's own, as flatten_dict has them.
 Path = tuple[str, ...]
@@ -23,9 +23,9 @@ def graft(
     model: nn.Module,
     variables: Mapping[str, Any],
     *,
-    attention: Any = None,
-    conv: Any = None,
-    context: Any = None,
+    attention: Slot = None,
+    conv: Slot = None,
+    context: Slot = None,
     input_shape: Sequence[int] = (1, 224, 224, 3),
     seed: int = 0,
 ) -> tuple[nn.Module, dict[str, Any]]:
@@ -34,11 +34,10 @@ def graft(
         model, variables = graft(model, variables, attention=dict(name="se", stages=(3, 4)))
 
     At step 0 the logits are those of `variables`, in eval and in train mode, and gradients reach
-    the new layers. Attention and context start as the identity (`attention.graft.Graft`): the model
-    is that of create_model with `graft=True` in the slot's placement, which is how a config states
-    it. What replaces a convolution starts with its kernel and norm in each of its branches
-    (`attention.graft.AsConvolution`), for which selective kernels must not be dilated and must have
-    the network's groups:
+    the new layers. Attention and context start as the identity (`attention.graft.Graft`); a config
+    says so with `graft=True` in the slot's placement. What replaces a convolution starts with its
+    kernel and norm in each of its branches (`attention.mechanism.AsConvolution`). For this,
+    selective kernels must have no dilation, and the network's groups:
 
         graft(resnet50, variables, conv=dict(name="sk", groups=1, dilated=False))
 
@@ -50,11 +49,11 @@ def graft(
         seed: of the new parameters.
 
     Raises InputError for a slot that is taken, or that this model does not have, for variables that
-    are not the model's, for no layer at all, for a layer that cannot answer as the convolution in
-    its place, and what `place` refuses.
+    are not the model's, for no layer at all, for a layer that cannot start as the convolution in
+    its place, and for what `place` refuses.
     """
-    given = {"attention": attention, "conv": conv, "context": context}
-    given = {slot: value for slot, value in given.items() if value is not None}
+    slots = {"attention": attention, "conv": conv, "context": context}
+    given: dict[str, Any] = {slot: v for slot, v in slots.items() if v is not None}
     if not given:
         raise InputError("nothing to graft: pass attention=..., conv=... or context=... .")
     for slot in given:
@@ -94,7 +93,7 @@ def _as_convolution(model: nn.Module, placement: Placement) -> AsConvolution:
     form = declared(layer, "as_convolution")
     if form is None:
         raise InputError(
-            f"{type(layer).__name__} has no form that answers as a convolution: make it part of a "
+            f"{type(layer).__name__} has no form that equals a convolution: make it part of a "
             f"network that is trained from the start."
         )
     if form.norms and layer.norm(parent=None) != model.norm(parent=None):
@@ -108,7 +107,7 @@ def _as_convolution(model: nn.Module, placement: Placement) -> AsConvolution:
 def _inherited(
     form: AsConvolution, left: Mapping[Path, Array], expected: Mapping[Path, Any]
 ) -> dict[Path, Array]:
-    """The variables that make layers answer as the convolutions, and norms, of `left`."""
+    """The variables that make layers equal the convolutions, and norms, of `left`."""
     found: dict[Path, Array] = {}
     for collection, *block, conv, name in left:
         if name != "kernel":
@@ -140,9 +139,8 @@ def _fitted(kernel: Array, shape: tuple[int, ...], name: str) -> Array:
     margins = [(size - own) // 2 for size, own in zip((height, width), kernel.shape, strict=False)]
     if (inner, features) != kernel.shape[2:] or min(margins) < 0:
         raise InputError(
-            f"{name} has the shape {shape}, in which the kernel {kernel.shape} that it is to "
-            f"replace has no place: give the layer that convolution's groups and all of its input, "
-            f"and no smaller kernel."
+            f"{name} of shape {shape} cannot hold the kernel {kernel.shape} that it replaces: give "
+            f"the layer that convolution's groups and all of its input, and no smaller kernel."
         )
     padded = jnp.pad(kernel, [(margin, margin) for margin in margins] + [(0, 0), (0, 0)])
     return jnp.broadcast_to(padded, shape)

@@ -4,14 +4,12 @@ A row says features, kernel size, strides and expansion; the strides are those o
 """
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flax import linen as nn
-from jax import Array
 
-from flaxattn.attention import SqueezeExcite
-from flaxattn.attention.mechanism import LayerFactory
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.widths import make_divisible
 from flaxattn.models.block_spec import (
@@ -24,7 +22,16 @@ from flaxattn.models.block_spec import (
     scale_width,
     separable,
 )
-from flaxattn.models.inverted_residual_net import InvertedResidualNet, squeeze_inside
+from flaxattn.models.gates import (
+    squeeze_as_block,
+    squeeze_fbnet,
+    squeeze_input,
+    squeeze_inside,
+    squeeze_plain,
+)
+from flaxattn.models.inverted_residual_net import InvertedResidualNet
+
+Model = Callable[..., nn.Module]
 
 # TensorFlow's epsilon, and torchvision's momentum beside it.
 TF_NORM = functools.partial(BatchNorm, epsilon=1e-3)
@@ -32,7 +39,27 @@ TORCHVISION_TF_NORM = functools.partial(BatchNorm, epsilon=1e-3, momentum=0.99)
 # What the ports of weights that were trained with TensorFlow differ in.
 TF: dict[str, Any] = {"norm": TF_NORM, "padding": "same"}
 
-_Activation = Callable[[Array], Array]
+
+def scaled(
+    stages: Stages,
+    width: float = 1.0,
+    depth: float | Sequence[float] = 1.0,
+    *,
+    rounding: Callable[[float], int] = math.ceil,
+    fix_ends: bool = False,
+    round_limit: float = 0.9,
+    **fields: Any,
+) -> Model:
+    """The network of a table with `width` times its channels and `depth` times its blocks.
+
+    Rounding is as in `scale_depth` and `scale_width`; `fields` are the network's others.
+    """
+    deep = scale_depth(stages, depth, rounding=rounding, fix_ends=fix_ends)
+    wide = scale_width(deep, width, round_limit=round_limit)
+    return functools.partial(
+        InvertedResidualNet, **{"stages": wide, "gate": squeeze_input, **fields}
+    )
+
 
 # --- MobileNet, Howard et al. 2017, arXiv:1704.04861, table 1
 
@@ -47,10 +74,10 @@ MOBILENET_V1: Stages = (
 )
 
 
-def _mobilenet_v1(width: float, head_features: int = 0) -> Callable[..., nn.Module]:
-    return functools.partial(
-        InvertedResidualNet,
-        stages=scale_width(MOBILENET_V1, width),
+def _mobilenet_v1(width: float, head_features: int = 0) -> Model:
+    return scaled(
+        MOBILENET_V1,
+        width,
         stem_features=make_divisible(32 * width, 8),
         head_features=head_features,
         activation="relu6",
@@ -70,14 +97,14 @@ MOBILENET_V2: Stages = (
 )
 
 
-def _mobilenet_v2(
-    width: float = 1.0, depth: float = 1.0, fix_ends: bool = False
-) -> Callable[..., nn.Module]:
+def _mobilenet_v2(width: float = 1.0, depth: float = 1.0, fix_ends: bool = False) -> Model:
     """`fix_ends`: stem and head keep their width, the first and the last stage their depth."""
     factor = 1.0 if fix_ends else width
-    return functools.partial(
-        InvertedResidualNet,
-        stages=scale_width(scale_depth(MOBILENET_V2, depth, fix_ends=fix_ends), width),
+    return scaled(
+        MOBILENET_V2,
+        width,
+        depth,
+        fix_ends=fix_ends,
         stem_features=make_divisible(32 * factor, 8),
         head_features=max(1280, make_divisible(1280 * factor, 8)),
         activation="relu6",
@@ -117,44 +144,23 @@ def minimal(stages: Stages) -> Stages:
     return tuple(tuple(map(plain, stage)) for stage in stages)
 
 
+_HARD: dict[str, Any] = {
+    "head": "pool_first",
+    "activation": "hard_swish",
+    "gate": squeeze_inside,
+}
+
+
 def _mobilenet_v3(
     stages: Stages, head_features: int, width: float = 1.0, depth: float = 1.0, **fields: Any
-) -> Callable[..., nn.Module]:
-    defaults = {
-        "stages": scale_width(scale_depth(stages, depth), width),
-        "stem_features": make_divisible(16 * (width if width >= 0.75 else 1.0), 8),
-        "head_features": head_features,
-        "head": "pool_first",
-        "activation": "hard_swish",
-        "gate": squeeze_inside,
-    }
-    return functools.partial(InvertedResidualNet, **{**defaults, **fields})
+) -> Model:
+    stem_features = make_divisible(16 * (width if width >= 0.75 else 1.0), 8)
+    ends = {"stem_features": stem_features, "head_features": head_features}
+    return scaled(stages, width, depth, **{**_HARD, **ends, **fields})
 
 
 _large = functools.partial(_mobilenet_v3, MOBILENET_V3_LARGE, 1280)
 _small = functools.partial(_mobilenet_v3, MOBILENET_V3_SMALL, 1024)
-
-
-def _squeeze_as_block(spec: BlockSpec, channels: int, activation: _Activation) -> LayerFactory:
-    """timm's first MobileNetV3: the block's activation, and h not in eights."""
-    hidden = round(channels * spec.se)
-    return functools.partial(
-        SqueezeExcite.mobilenet_v3, hidden_features=hidden, activation=activation
-    )
-
-
-def _squeeze_plain(spec: BlockSpec, channels: int, _activation: _Activation) -> LayerFactory:
-    """PP-LCNet's: h is not in eights."""
-    return functools.partial(SqueezeExcite.mobilenet_v3, hidden_features=round(channels * spec.se))
-
-
-def _squeeze_fbnet(spec: BlockSpec, channels: int, activation: _Activation) -> LayerFactory:
-    """FBNetV3's: `se` is a share of the block's input, in eights."""
-    hidden = make_divisible(channels * (spec.se / spec.expansion), 8, round_limit=0.95)
-    return functools.partial(
-        SqueezeExcite.mobilenet_v3, hidden_features=hidden, activation=activation
-    )
-
 
 _RW_STAGES: Stages = (
     (separable(16, 3, 1, activation="relu", skip=False),),
@@ -173,15 +179,9 @@ LCNET: Stages = (
 )
 
 
-def _lcnet(width: float) -> Callable[..., nn.Module]:
-    return functools.partial(
-        InvertedResidualNet,
-        stages=scale_width(LCNET, width),
-        stem_features=make_divisible(16 * width, 8),
-        head="pool_first",
-        activation="hard_swish",
-        gate=_squeeze_plain,
-    )
+def _lcnet(width: float) -> Model:
+    fields = _HARD | {"gate": squeeze_plain}
+    return scaled(LCNET, width, stem_features=make_divisible(16 * width, 8), **fields)
 
 
 # --- FBNetV3, Dai et al. 2020, arXiv:2006.02049
@@ -227,17 +227,9 @@ FBNET_V3_G: Stages = (
 )
 
 
-def _fbnet_v3(stages: Stages, stem_features: int) -> Callable[..., nn.Module]:
-    return functools.partial(
-        InvertedResidualNet,
-        stages=stages,
-        stem_features=stem_features,
-        head_features=1984,
-        head="pool_first",
-        head_bias=False,
-        activation="hard_swish",
-        gate=_squeeze_fbnet,
-    )
+def _fbnet_v3(stages: Stages, stem_features: int) -> Model:
+    fields = _HARD | {"gate": squeeze_fbnet, "head_bias": False, "head_features": 1984}
+    return scaled(stages, stem_features=stem_features, **fields)
 
 
 # --- HardCoRe-NAS, Nayman et al. 2021, arXiv:2102.11646
@@ -342,12 +334,8 @@ MNASNET_SMALL: Stages = (
 )
 
 
-def _mnasnet(stages: Stages, width: float, stem_features: int = 32) -> Callable[..., nn.Module]:
-    return functools.partial(
-        InvertedResidualNet,
-        stages=scale_width(stages, width),
-        stem_features=make_divisible(stem_features * width, 8),
-    )
+def _mnasnet(stages: Stages, width: float, stem_features: int = 32) -> Model:
+    return scaled(stages, width, stem_features=make_divisible(stem_features * width, 8))
 
 
 # --- Single-Path NAS, Stamoulis et al. 2019, arXiv:1904.02877
@@ -410,21 +398,9 @@ def edgetpu_v2(features: tuple[int, ...], group_size: int) -> Stages:
     )
 
 
-def _edgetpu_v2(
-    features: tuple[int, ...],
-    *,
-    stem_features: int = 64,
-    stem_kernel_size: int = 5,
-    group_size: int = 64,
-    head_features: int = 1280,
-) -> Callable[..., nn.Module]:
-    return functools.partial(
-        InvertedResidualNet,
-        stages=edgetpu_v2(features, group_size),
-        stem_features=stem_features,
-        stem_kernel_size=stem_kernel_size,
-        head_features=head_features,
-    )
+def _edgetpu_v2(features: tuple[int, ...], *, group_size: int = 64, **fields: Any) -> Model:
+    stem = {"stem_features": 64, "stem_kernel_size": 5}
+    return scaled(edgetpu_v2(features, group_size), **{**stem, **fields})
 
 
 # torchvision's MobileNetV3 has another epsilon than timm's: neither takes the other's weights.
@@ -436,7 +412,7 @@ _TORCHVISION_V3: dict[str, Any] = {
 
 # Names as in timm, and below them torchvision's. timm's weights of fbnetc_100 were trained with
 # TensorFlow's epsilon, and so it is here; timm has another unless it loads them.
-MOBILENETS: dict[str, Callable[..., nn.Module]] = {
+MOBILENETS: dict[str, Model] = {
     "mobilenetv1_100": _mobilenet_v1(1.0),
     "mobilenetv1_100h": _mobilenet_v1(1.0, 1024),
     "mobilenetv1_125": _mobilenet_v1(1.25),
@@ -454,7 +430,7 @@ MOBILENETS: dict[str, Callable[..., nn.Module]] = {
     "mobilenetv3_small_075": _small(0.75),
     "mobilenetv3_small_100": _small(1.0),
     "mobilenetv3_rw": _mobilenet_v3(
-        _RW_STAGES, 1280, head_bias=False, gate=_squeeze_as_block, norm=TF_NORM
+        _RW_STAGES, 1280, head_bias=False, gate=squeeze_as_block, norm=TF_NORM
     ),
     "tf_mobilenetv3_large_075": _large(0.75, **TF),
     "tf_mobilenetv3_large_100": _large(1.0, **TF),
@@ -474,16 +450,7 @@ MOBILENETS: dict[str, Callable[..., nn.Module]] = {
     "fbnetv3_b": _fbnet_v3(FBNET_V3_B, 16),
     "fbnetv3_d": _fbnet_v3(FBNET_V3_D, 24),
     "fbnetv3_g": _fbnet_v3(FBNET_V3_G, 32),
-    **{
-        name: functools.partial(
-            InvertedResidualNet,
-            stages=stages,
-            head="pool_first",
-            activation="hard_swish",
-            gate=squeeze_inside,
-        )
-        for name, stages in _HARDCORE_NAS.items()
-    },
+    **{name: scaled(stages, **_HARD) for name, stages in _HARDCORE_NAS.items()},
     "mnasnet_050": _mnasnet(MNASNET_B1, 0.5),
     "mnasnet_075": _mnasnet(MNASNET_B1, 0.75),
     "mnasnet_100": _mnasnet(MNASNET_B1, 1.0),
@@ -494,10 +461,8 @@ MOBILENETS: dict[str, Callable[..., nn.Module]] = {
     "semnasnet_100": _mnasnet(MNASNET_A1, 1.0),
     "semnasnet_140": _mnasnet(MNASNET_A1, 1.4),
     "spnasnet_100": _mnasnet(SPNASNET, 1.0),
-    "fbnetc_100": functools.partial(
-        InvertedResidualNet, stages=FBNET_C, stem_features=16, head_features=1984, norm=TF_NORM
-    ),
-    "mobilenet_edgetpu_100": functools.partial(InvertedResidualNet, stages=EDGETPU_V1),
+    "fbnetc_100": scaled(FBNET_C, stem_features=16, head_features=1984, norm=TF_NORM),
+    "mobilenet_edgetpu_100": scaled(EDGETPU_V1),
     "mobilenet_edgetpu_v2_xs": _edgetpu_v2(
         (16, 32, 48, 96, 144, 160, 192), stem_features=32, stem_kernel_size=3
     ),

@@ -8,6 +8,7 @@ from jax import Array
 
 from flaxattn.attention.mechanism import LayerFactory
 from flaxattn.errors import InputError
+from flaxattn.models.placement import Slot
 from flaxattn.models.residual_block import BasicBlock, Bottleneck, ResidualBlock
 from flaxattn.models.resnet import Block, ResNet
 
@@ -22,10 +23,7 @@ class CaffeBasicBlock(BasicBlock):
 class CaffeBottleneck(Bottleneck):
     """A `Bottleneck` whose first 1x1 convolution has the strides, as in He et al. 2016."""
 
-    def branch(self, x: Array, train: bool) -> Array:
-        x = self.first_layers(x, train, self.strides)
-        x = self.middle_layers(x, train, 2, 1)
-        return self.last_layers(x, train)
+    strides_first: ClassVar[bool] = True
 
 
 class Layer0(nn.Module):
@@ -43,7 +41,7 @@ class Layer0(nn.Module):
         return x
 
 
-class SENet(ResNet):
+class SENet(ResNet, kw_only=True):
     """`ResNet` with the structure and the names of the authors' Caffe models, timm's legacy_*.
 
     Hu, Shen, Sun, "Squeeze-and-Excitation Networks", CVPR 2018, arXiv:1709.01507.
@@ -57,13 +55,13 @@ class SENet(ResNet):
 
     By default squeeze-and-excitation stands in every block, and dropout is 0.2.
 
-    Raises InputError for what `ResNet` refuses; for another stem_pool than "max"; and for other
-    downsampling than by strides.
+    Raises InputError for what `ResNet` refuses, for another stem_pool than "max", for other
+    downsampling than by strides, and for another output_stride than 32.
     """
 
     block: Block | tuple[Block, ...] = "caffe_bottleneck"
     dropout: float = 0.2
-    attention: Any = "se"
+    attention: Slot = "se"
 
     head_name: ClassVar[str] = "last_linear"
     attention_name: ClassVar[str] = "se_module"
@@ -74,16 +72,16 @@ class SENet(ResNet):
     }
 
     def __post_init__(self) -> None:
-        for field, only in (("stem_pool", "max"), ("downsampling", "strides")):
+        supported = {"stem_pool": "max", "downsampling": "strides", "output_stride": 32}
+        for field, only in supported.items():
             if getattr(self, field) != only:
                 raise InputError(
-                    f"{field}={getattr(self, field)!r} is no part of SENet: use {only!r}, or a "
-                    f"ResNet."
+                    f"SENet has no {field}={getattr(self, field)!r}: use {only!r}, or a ResNet."
                 )
         super().__post_init__()
 
-    def setup_stem(self, conv: LayerFactory, norm: LayerFactory) -> None:
-        self.layer0 = Layer0(self._stem_convs(), conv, norm)
+    def setup_stem(self) -> None:
+        self.layer0 = Layer0(self._stem_convs(), self.make_conv, self.make_norm)
 
     def stem_layers(self, images: Array, train: bool) -> Array:
         return self.layer0(images, train)

@@ -2,60 +2,51 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from dataclasses import field
+from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
-from flaxattn.attention.mechanism import LayerFactory, declared
+from flaxattn.attention.mechanism import LayerFactory, Namings, declared
 from flaxattn.attention.shared_attention import apply_next
-from flaxattn.errors import InputError, require_count, require_rate, unknown
+from flaxattn.errors import InputError, require_count
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out
-from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.resize import adaptive_average_pool
-from flaxattn.models.head import GLOBAL_POOLS, Classifier
-from flaxattn.models.placement import Placement, conv_name, place, same_shape
+from flaxattn.models.backbone import GLOBAL_POOLS, Backbone
+from flaxattn.models.placement import Places, conv_name, renames_below, same_shape
 
 HEADS = ("fixed", "sliding")
 _HEAD_SIZE = 7  # positions along either side of the map that the first fully connected layer sees
 
 
-class VGG(nn.Module):
+class VGG(Backbone):
     """Five stages of 3x3 convolutions with a max pool after each, and three fully connected layers.
 
     Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR
     2015, arXiv:1409.1556; torchvision's and timm's numerically, with the authors' Caffe names:
     conv1_1 to conv5_4, with `batch_norm` bn1_1 to bn5_4, fc6, fc7 and fc8.
 
-    images (N, H, W, 3) -> logits (N, num_classes), or fc7's answer (N, hidden_features) if
-    num_classes is 0, both float32 or wider. H and W are 32 or more. `features` answers the maps
-    before each max pool, and after the last.
+    Images have 32 pixels or more along both sides. `features` returns the maps before each max
+    pool, and after the last.
 
-    Fields:
+    Fields, beside those of `Backbone`:
         stage_sizes: convolutions in each of the five stages.
         batch_norm: a batch normalisation after each convolution, which the paper does not have.
-        num_classes: width of fc8; 0 leaves it out.
         head: what maps of other than 7x7 positions come to (images of 224 pixels give 7x7).
             "fixed": average bins make them 7x7, as in torchvision. "sliding": the fully connected
-            layers are convolutions and their answers are pooled, as in timm; a side below 7 is
+            layers are convolutions, and `global_pool` follows them, as in timm; a side below 7 is
             first made 7 by average bins.
-        global_pool: of fc7's answers: "avg", "max", "avgmax", their mean, or "catavgmax", one after
-            the other.
         width: channels of the first stage; they double up to eightfold.
         hidden_features: of fc6 and fc7.
-        dropout: of fc6's and fc7's answers, in train mode; needs an rng "dropout".
-        attention: layers after convolutions (after their norm and ReLU, before a pool), in any form
-            `placement.place` takes. `after` names the convolutions; `stages` and `blocks` count
-            them from stage 1 and block 0, so that conv5_3 is block 2 of stage 5. The layer after
-            conv5_3 is called se5_3; with share=True that of all in stage 5 is se5.
-        dtype: of the convolutions, fc6, fc7 and the layers in the slots; None for the inputs'.
-        param_dtype: of parameters and running statistics, those of the layers in the slots too.
+        dropout: also between fc6 and fc7.
+        attention: after convolutions (after their norm and ReLU, before a pool). `after` names the
+            convolutions; `stages` and `blocks` count them from stage 1 and block 0, so that conv5_3
+            is block 2 of stage 5. The layer after conv5_3 is called se5_3; with share=True that of
+            all in stage 5 is se5.
         kernel_init: of the convolutions; the fully connected layers start as N(0, 0.01^2), with
             zero biases, as in torchvision.
-        norm: makes a normalisation from (dtype=, param_dtype=), to be called with (x, train).
 
     Article 3 wants its DualAttention after conv5_3, and its code, which splits torchvision's
     Sequential at 28, puts it after the ReLU of conv5_2. As written and as meant:
@@ -66,24 +57,17 @@ class VGG(nn.Module):
     The naming "articles" is that of a torchvision Sequential into which the layers were inserted:
     there an attention layer counts, and moves the indices of all that follows it.
 
-    Raises InputError when constructed without five stages, with unknown heads or pools, widths
-    below one, negative `num_classes`, a dropout outside [0, 1) and a slot `place` refuses; and when
-    called, for images below 32 pixels and for a layer that changes the shape of its map.
+    Raises InputError also for other than five stages, for unknown heads and widths below one; and
+    when called, for smaller images.
     """
 
-    stage_sizes: tuple[int, ...]
+    stage_sizes: tuple[int, ...]  # type: ignore[misc]  # `dropout` is by keyword
     batch_norm: bool = False
-    num_classes: int = 1000
     head: str = "fixed"
-    global_pool: str = "avg"
     width: int = 64
     hidden_features: int = 4096
-    dropout: float = 0.5
-    attention: Any = None
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
+    dropout: float = field(default=0.5, kw_only=True)
     kernel_init: Initializer = kaiming_fan_out
-    norm: Callable[..., nn.Module] = BatchNorm
 
     head_name: ClassVar[str] = "fc8"
 
@@ -94,17 +78,15 @@ class VGG(nn.Module):
                 f"stage_sizes={self.stage_sizes} makes no VGG: use five numbers of convolutions, "
                 f"1 or more."
             )
-        if self.head not in HEADS:
-            raise unknown("head", self.head, HEADS)
-        for field, least in (("width", 1), ("hidden_features", 1), ("num_classes", 0)):
-            require_count(field, getattr(self, field), least)
-        require_rate("dropout", self.dropout)
-        if self.global_pool not in GLOBAL_POOLS:
-            raise unknown("global_pool", self.global_pool, GLOBAL_POOLS)
-        self.attention = place(
-            "attention", self.attention, self.stage_sizes, positions=("out",), named=True
-        )
+        self.require_known("head", HEADS)
+        require_count("width", self.width, 1)
+        require_count("hidden_features", self.hidden_features, 1)
         super().__post_init__()
+
+    @property
+    def places(self) -> Places:
+        names = [conv_name(stage, block) for stage, block in self._positions()]
+        return Places(self.stage_sizes, ("out",), names=names)
 
     @property
     def feature_channels(self) -> tuple[int, ...]:
@@ -118,7 +100,7 @@ class VGG(nn.Module):
         return 1, 2, 4, 8, 16, 32
 
     @property
-    def namings(self) -> dict[str, tuple[tuple[str, ...], ...]]:
+    def namings(self) -> Namings:
         """The renames of torchvision's, timm's and the articles' weights."""
         linear = (
             ("classifier.0", "fc6", "linear"),
@@ -133,48 +115,32 @@ class VGG(nn.Module):
         }
 
     def setup(self) -> None:
-        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv: LayerFactory = functools.partial(
-            Conv, kernel_size=3, kernel_init=self.kernel_init, **dtypes
-        )
+        attention = self.placement("attention")
         for stage, block in self._positions():
-            setattr(self, conv_name(stage, block), conv(self.feature_channels[stage - 1]))
-            if self.batch_norm:
-                setattr(self, f"bn{stage}_{block + 1}", self.norm(**dtypes))
-            name = self._attention_name(stage, block)
-            if name is not None and name not in self._state.children:
-                setattr(self, name, self.attention.with_defaults(**dtypes)())
-        fully: LayerFactory = functools.partial(
-            Conv, padding=0, kernel_init=nn.initializers.normal(0.01)
-        )
-        self.fc6 = fully(self.hidden_features, _HEAD_SIZE, **dtypes)
-        self.fc7 = fully(self.hidden_features, **dtypes)
-        self.drop = nn.Dropout(self.dropout)
-        if self.num_classes:
-            self.fc8 = Classifier(
-                self.num_classes,
-                param_dtype=self.param_dtype,
-                kernel_init=nn.initializers.normal(0.01),
+            conv = Conv(
+                self.feature_channels[stage - 1], 3, kernel_init=self.kernel_init, **self.dtypes
             )
+            setattr(self, conv_name(stage, block), conv)
+            if self.batch_norm:
+                setattr(self, f"bn{stage}_{block + 1}", self.make_norm())
+            name = self._attention_name(stage, block)
+            if attention is not None and name is not None and name not in self._state.children:
+                setattr(self, name, attention.with_defaults(**self.dtypes)())
+        init = nn.initializers.normal(0.01)
+        fully: LayerFactory = functools.partial(Conv, padding=0, kernel_init=init, **self.dtypes)
+        self.fc6 = fully(self.hidden_features, _HEAD_SIZE)
+        self.fc7 = fully(self.hidden_features)
+        self.add_classifier(init)
 
-    def __call__(self, images: Array, train: bool = False) -> Array:
-        x = self.features(images, train)[-1]
+    def pooled(self, x: Array, train: bool) -> Array:
         least = _HEAD_SIZE if self.head == "sliding" else None
         size = tuple(_HEAD_SIZE if least is None else max(least, side) for side in x.shape[1:3])
         if size != x.shape[1:3]:
             x = adaptive_average_pool(x, size)
         x = self.drop(jax.nn.relu(self.fc6(x)), deterministic=not train)
-        x = GLOBAL_POOLS[self.global_pool](jax.nn.relu(self.fc7(x)))
-        if not self.num_classes:
-            return x
-        return self.fc8(self.drop(x, deterministic=not train))
+        return GLOBAL_POOLS[self.global_pool](jax.nn.relu(self.fc7(x)))
 
     def features(self, images: Array, train: bool = False) -> list[Array]:
-        """The maps before each of the five max pools, and after the last.
-
-        `feature_strides` times smaller than the images, rounded down. Call it as
-        `model.apply(variables, images, method="features")`.
-        """
         if min(images.shape[1:3]) < 32:
             raise InputError(
                 f"images of {images.shape[1]}x{images.shape[2]} pixels leave nothing after five "
@@ -204,7 +170,7 @@ class VGG(nn.Module):
 
     def _attention_name(self, stage: int, block: int) -> str | None:
         """What the attention layer after a convolution is called, if there is one."""
-        placement: Placement | None = self.attention
+        placement = self.placement("attention")
         if placement is None or not placement.covers(stage, block, self.stage_sizes[stage - 1]):
             return None
         return f"se{stage}" if placement.share else f"se{stage}_{block + 1}"
@@ -212,6 +178,7 @@ class VGG(nn.Module):
     def _members(self, source: str, *, attention_counts: bool = False) -> list[tuple[str, ...]]:
         """The renames of torchvision's Sequential of convolutions, norms, ReLUs and pools."""
         renames: list[tuple[str, ...]] = []
+        attention = self.placement("attention")
         index = 0
         for stage, block in self._positions():
             renames.append((f"features.{index}", conv_name(stage, block)))
@@ -220,15 +187,11 @@ class VGG(nn.Module):
                 renames.append((f"features.{index}", f"bn{stage}_{block + 1}"))
             index += 2
             name = self._attention_name(stage, block)
-            if name is not None:
+            if attention is not None and name is not None:
                 foreign = f"features.{index}" if attention_counts else name
                 index += attention_counts
-                inner = declared(self.attention.example(), "namings").get(source, ())
-                renames.append((foreign, name))
-                renames += [
-                    (f"{foreign}.{theirs}".rstrip("."), f"{name}.{ours}", *layout)
-                    for theirs, ours, *layout in inner
-                ]
+                inner = declared(attention.example(), "namings").get(source, ())
+                renames += [(foreign, name), *renames_below(name, inner, foreign)]
             if block + 1 == self.stage_sizes[stage - 1]:
                 index += 1
         return renames

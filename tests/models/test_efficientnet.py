@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from flaxattn import BatchNorm, InputError, create_model, weights
-from flaxattn.attention import EfficientChannel, SelectiveKernel, SqueezeExcite
+from flaxattn.attention import CondConv, EfficientChannel, SelectiveKernel, SqueezeExcite
 from flaxattn.models.block_spec import (
     BlockSpec,
     conv,
@@ -24,13 +24,9 @@ from flaxattn.models.block_spec import (
     separable,
 )
 from flaxattn.models.efficientnet import EFFICIENTNETS
-from flaxattn.models.inverted_residual import InvertedBlock
-from flaxattn.models.inverted_residual_net import (
-    InvertedResidualNet,
-    pool_context,
-    squeeze_input,
-    squeeze_inside,
-)
+from flaxattn.models.gates import pool_context, squeeze_input, squeeze_inside
+from flaxattn.models.inverted_residual import InvertedResidualBlock
+from flaxattn.models.inverted_residual_net import InvertedResidualNet
 from flaxattn.models.mobilenet import MOBILENETS, TF_NORM
 from flaxattn.models.placement import Placement
 from tests.models.networks import X, check_logits, check_names, shapes_of
@@ -135,7 +131,15 @@ WORDS = (
     ["ir_r2_k5_s2_e2_c40_se0.25_cc3"],
     ["dsa_r1_k3_s1_c48", "cn_r1_k1_s1_c56"],
 )
-TINY = InvertedResidualNet(ROWS, stem_features=16, head_features=64, num_classes=10, norm=TF_NORM)
+TINY = InvertedResidualNet(
+    ROWS,
+    stem_features=16,
+    head_features=64,
+    gate=squeeze_input,
+    expert_conv=CondConv,
+    num_classes=10,
+    norm=TF_NORM,
+)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +334,7 @@ class Nothing(nn.Module):
 
 
 def test_drop_path_leaves_out_whole_residual_branches():
-    block = InvertedBlock(inverted(4, 3, 1, 2), jax.nn.relu, Nothing, drop_path=0.25)
+    block = InvertedResidualBlock(inverted(4, 3, 1, 2), jax.nn.relu, Nothing, drop_path=0.25)
     x = jax.random.normal(jax.random.key(0), (64, 3, 3, 4))
     variables = block.init(jax.random.key(1), x)
     branch = block.apply(variables, x) - x
@@ -343,8 +347,8 @@ def test_drop_path_leaves_out_whole_residual_branches():
 
 
 def test_drop_path_grows_linearly():
-    blocks = TINY.clone(drop_path=0.8).bind({}).blocks
-    rates = [block.drop_path for stage in blocks for block in stage]
+    bound = TINY.clone(drop_path=0.8).bind({})
+    rates = [block.drop_path for i in range(5) for block in getattr(bound, f"blocks_{i}")]
     reference = EfficientNet(decode_arch_def(WORDS), drop_path_rate=0.8)
     theirs = [
         getattr(block.drop_path, "drop_prob", 0.0) for stage in reference.blocks for block in stage
@@ -369,7 +373,9 @@ def test_dropout_acts_in_train_mode_only():
 
 def test_initial_kernels_are_tensorflows():
     stages = ((edge(32, 3, 1, 2, group_size=16), inverted(40, 5, 1, 2, experts=3)),)
-    model = InvertedResidualNet(stages, stem_features=32, head_features=64, num_classes=400)
+    model = InvertedResidualNet(
+        stages, stem_features=32, head_features=64, expert_conv=CondConv, num_classes=400
+    )
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))["params"]
     assert np.std(params["conv_head"]["kernel"]) == pytest.approx((2 / 64) ** 0.5, rel=0.05)
     depthwise = params["blocks_0_1"]["conv_dw"]["kernels"]
@@ -465,7 +471,7 @@ class Probe(nn.Module):
 @pytest.mark.parametrize("position", ["mid", "out"])
 def test_attention_stands_where_it_says(position):
     spec = inverted(8, 3, 1, 2)
-    block = InvertedBlock(spec, jax.nn.relu, BatchNorm, attention=Probe, position=position)
+    block = InvertedResidualBlock(spec, jax.nn.relu, BatchNorm, attention=Probe, position=position)
     x = jax.random.normal(jax.random.key(0), (2, 5, 5, 8))
     variables = block.init(jax.random.key(1), x)
     y, moved = block.apply(variables, x, mutable=["intermediates"], capture_intermediates=True)
@@ -504,6 +510,8 @@ def test_context_stands_after_the_add():
         ({"stages": ((),)}, "makes no network: use a row or more"),
         ({"num_classes": -1}, "num_classes=-1 is below 0"),
         ({"stem_features": 0}, "stem_features=0 is below 1"),
+        ({"gate": None}, "a row of the table has `se`: pass gate="),
+        ({"expert_conv": None}, "the table has `experts`: pass expert_conv="),
         ({"dropout": 1.0}, r"dropout=1.0 must be 0 or more, and below 1"),
         ({"drop_path": -0.1}, r"drop_path=-0.1 must be 0 or more"),
     ],

@@ -226,14 +226,17 @@ def test_a_config_says_it_too():
         ({"attention": "sk"}, r"sk replaces a convolution: pass conv=dict\(name='sk'\)"),
         ({"attention": {"name": "se", "stages": 9}}, "the backbone has stages 1 to 2"),
         ({"conv": "sk"}, "dilated=True: the 3x3 kernels of kernel_sizes=.* use dilated=False"),
-        ({"conv": {"name": "sk", "dilated": False}}, "the kernel .* has no place: give the layer"),
+        (
+            {"conv": {"name": "sk", "dilated": False}},
+            "cannot hold the kernel .* it replaces",
+        ),
         ({"conv": {"name": "sk", "variant": "article_s2"}}, "dilated=True"),
         (
             {"conv": {"name": "sk", "variant": "article_s2", "dilated": False}},
             "softmax=False: branches whose weights do not sum to one",
         ),
         ({"conv": {"name": "sk", "kernel_sizes": (1, 1), "groups": 1}}, "no smaller kernel"),
-        ({"conv": {"name": "halo", "block_size": 2}}, "Halo.* has no form that answers as a conv"),
+        ({"conv": {"name": "halo", "block_size": 2}}, "Halo.* has no form that equals a conv"),
         ({"conv": {"name": "sk", "graft": True}}, r"call flaxattn.graft\(model, variables, conv="),
     ],
 )

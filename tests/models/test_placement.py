@@ -23,9 +23,10 @@ from flaxattn.attention import (
     SqueezeExcite,
 )
 from flaxattn.models import ResNet
-from flaxattn.models.placement import Placement, place
+from flaxattn.models.placement import Placement, Places, place
 
 SIZES = (2, 1, 3)
+PLACES = Places(SIZES)
 X = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
 
 
@@ -227,9 +228,9 @@ def test_a_conv_that_activates_takes_the_place_of_the_blocks_norm(conv, has_norm
         ("context", {"name": "channel", "variant": "article_s0"}),
     ],
 )
-def test_a_layer_that_answers_its_gates_is_refused(slot, value):
+def test_a_layer_that_returns_its_gates_is_refused(slot, value):
     model = ResNet((1,), "basic", width=32, **{slot: value})
-    with pytest.raises(InputError, match=r"answers \(.*\) for a map \(2, 16, 16, 32\): in a block"):
+    with pytest.raises(InputError, match=r"returns \(.*\) for a map \(2, 16, 16, 32\): in a block"):
         jax.eval_shape(model.init, jax.random.key(0), X)
 
 
@@ -534,7 +535,7 @@ def test_a_models_weights_go_out_and_come_back_under_a_layers_naming():
 )
 def test_what_cannot_be_placed_is_refused_in_a_sentence(slot, value, sentence):
     with pytest.raises(InputError, match=sentence):
-        place(slot, value, SIZES)
+        place(slot, value, PLACES)
     with pytest.raises(InputError, match=sentence):
         ResNet(SIZES, **{slot: value})
 
@@ -544,10 +545,10 @@ def test_role_counts_for_user_layers_too():
         role: ClassVar[str] = "convolution"
 
     with pytest.raises(InputError, match="Unfinished replaces a convolution"):
-        place("attention", Unfinished, SIZES)
+        place("attention", Unfinished, PLACES)
 
 
 def test_nothing_is_placed_for_none_and_false():
-    assert place("attention", None, SIZES) is None
-    assert place("attention", False, SIZES) is None
+    assert place("attention", None, PLACES) is None
+    assert place("attention", False, PLACES) is None
     assert create_model("seresnet18", attention=False).attention is None

@@ -1,0 +1,315 @@
+"""What the networks have in common: slots, stages, features, pool, dropout and classifier."""
+
+import functools
+import itertools
+import operator
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from flaxattn.attention.mechanism import LayerFactory, Renames
+from flaxattn.errors import InputError, require_count, require_rate, unknown
+from flaxattn.layers.conv import Initializer
+from flaxattn.layers.norm import BatchNorm
+from flaxattn.layers.pooling import average_pool, max_pool, mean_of
+from flaxattn.models.placement import Placement, Places, Slot, namings, place
+
+# timm's names: (N, H, W, C) -> (N, C), and twice as many channels for the last.
+GLOBAL_POOLS: dict[str, Callable[[Array], Array]] = {
+    "avg": average_pool,
+    "max": max_pool,
+    "avgmax": lambda x: mean_of([average_pool(x), max_pool(x)]),
+    "catavgmax": lambda x: jnp.concatenate([average_pool(x), max_pool(x)], axis=-1),
+}
+
+
+def _as_the_input(*arrays: Any, **_: Any) -> list[Any]:
+    """A layer's input and parameters in the input's dtype, as its `promote_dtype`."""
+    return [array.astype(arrays[0].dtype) for array in arrays]
+
+
+# The last layer: it computes in its input's dtype, float32 or wider after pooling.
+Classifier = functools.partial(nn.Dense, promote_dtype=_as_the_input)
+
+
+class Backbone(nn.Module, kw_only=True):
+    """A convolutional network with attention in it, that ends in a pool and a classifier.
+
+    images (N, H, W, C) -> logits (N, num_classes), or what the classifier would see if num_classes
+    is 0, both float32 or wider. `features` returns the last map at each stride.
+
+    Fields:
+        num_classes: width of the last layer; 0 leaves it out.
+        global_pool: "avg", "max", "avgmax", their mean, or "catavgmax", one after the other.
+        dropout: how likely a feature before the last layer is left out in train mode.
+        attention: layers in the network, in any form that `placement.place` takes.
+        dtype: of the convolutions and of the layers in the slots; None for the inputs'.
+        param_dtype: of parameters and running statistics, those of the layers in the slots too.
+        norm: makes a normalisation from (dtype=, param_dtype=, name=), to be called with
+            (x, train). Layers in the slots have their own.
+
+    A dtype that the placement of a slot sets itself stays as it is. Random numbers come from the
+    "dropout" stream.
+
+    Raises InputError when constructed with an unknown pool, a negative `num_classes`, a rate
+    outside [0, 1), or a slot that `place` refuses; and when called, for a layer that changes the
+    shape of its map.
+    """
+
+    num_classes: int = 1000
+    global_pool: str = "avg"
+    dropout: float = 0.0
+    attention: Slot = None
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    norm: Callable[..., nn.Module] = BatchNorm
+
+    # What the last layer is called.
+    head_name: ClassVar[str]
+    slots: ClassVar[tuple[str, ...]] = ("attention",)
+
+    def __post_init__(self) -> None:
+        self.require_known("global_pool", GLOBAL_POOLS)
+        require_count("num_classes", self.num_classes, 0)
+        require_rate("dropout", self.dropout)
+        for slot in self.slots:
+            value = getattr(self, slot)
+            if value is not False or not self.places.gated:
+                setattr(self, slot, place(slot, value, self.places))
+        super().__post_init__()
+
+    def require_known(self, field: str, known: Collection[str]) -> None:
+        """InputError unless the field's value is one of `known`."""
+        if getattr(self, field) not in known:
+            raise unknown(field, getattr(self, field), known)
+
+    @property
+    def places(self) -> Places:
+        """Where layers can stand."""
+        raise NotImplementedError
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """How many blocks each stage has, or convolutions in a network without blocks."""
+        return self.places.sizes
+
+    @property
+    def dtypes(self) -> dict[str, Any]:
+        """What the layers are made with."""
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+    @property
+    def make_norm(self) -> LayerFactory:
+        """Makes a normalisation from (name=), to be called with (x, train)."""
+        return functools.partial(self.norm, **self.dtypes)
+
+    def placement(self, slot: str) -> Placement | None:
+        """What the caller put into a slot."""
+        value = getattr(self, slot)
+        return value if isinstance(value, Placement) else None
+
+    def add_classifier(self, kernel_init: Initializer) -> None:
+        """Makes, in `setup`, the layers after the pool."""
+        self.drop = nn.Dropout(self.dropout)
+        if self.num_classes:
+            classifier = Classifier(
+                self.num_classes, param_dtype=self.param_dtype, kernel_init=kernel_init
+            )
+            setattr(self, self.head_name, classifier)
+
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        pooled = self.pooled(self.features(images, train)[-1], train)
+        if not self.num_classes:
+            return pooled
+        return getattr(self, self.head_name)(self.drop(pooled, deterministic=not train))
+
+    def pooled(self, x: Array, train: bool) -> Array:
+        """What the classifier sees of the last map: (N, H, W, C) -> (N, features)."""
+        return GLOBAL_POOLS[self.global_pool](x)
+
+    def features(self, images: Array, train: bool = False) -> list[Array]:
+        """The last map at each stride: model.apply(variables, images, method="features").
+
+        `feature_strides` times smaller than the images, and of `feature_channels` channels.
+        """
+        raise NotImplementedError
+
+
+class Steps(NamedTuple):
+    """How the middle convolutions of a stage step over their maps.
+
+    Fields:
+        strides: of the first block.
+        first_dilation, dilation: of the first block, and of the others.
+    """
+
+    strides: int
+    first_dilation: int
+    dilation: int
+
+
+class ResidualBackbone(Backbone, kw_only=True):
+    """A stem, and stages of residual blocks.
+
+    Fields, beside those of `Backbone`:
+        drop_path: how likely the last block's residual branch is left out of a sample in train
+            mode; from block to block it grows linearly from 0 (arXiv:1603.09382).
+        context: layers after the add, named `context`, in any form that `place` takes.
+        output_stride: 32, 16 or 8: from there on convolutions are dilated instead of strided, for
+            segmentation. The parameters stay the same. As in torchvision and timm, the first
+            dilated block of a stage has the dilation of the stage before.
+    """
+
+    drop_path: float = 0.0
+    context: Slot = None
+    output_stride: int = 32
+
+    slots: ClassVar[tuple[str, ...]] = ("attention", "context")
+    # What a block's attention is called.
+    attention_name: ClassVar[str] = "se"
+
+    def __post_init__(self) -> None:
+        require_rate("drop_path", self.drop_path)
+        if self.output_stride not in (8, 16, 32):
+            raise InputError(f"output_stride={self.output_stride!r}: use 8, 16 or 32.")
+        super().__post_init__()
+
+    @property
+    def levels(self) -> list[tuple[int, int]]:
+        """The channels and the strides of the stem, and of each stage, undilated."""
+        raise NotImplementedError
+
+    @property
+    def steps(self) -> list[Steps]:
+        """The steps of the stem and of each stage, of which none exceeds the output's stride."""
+        steps: list[Steps] = []
+        reached = dilation = 1
+        for _, strides in self.levels:
+            before = dilation
+            if reached * strides > self.output_stride:
+                dilation, strides = dilation * strides, 1
+            reached *= strides
+            steps.append(Steps(strides, before, dilation))
+        return steps
+
+    @property
+    def _ends(self) -> list[int]:
+        """The levels after which there are strides, and the last."""
+        following = [*(strides for _, strides in self.levels[1:]), 2]
+        return [level for level, strides in enumerate(following) if strides > 1]
+
+    @property
+    def feature_channels(self) -> tuple[int, ...]:
+        """Channels of each map of `features`."""
+        return tuple(self.levels[level][0] for level in self._ends)
+
+    @property
+    def feature_strides(self) -> tuple[int, ...]:
+        """Pixels of the image to one of each map of `features`, along either axis."""
+        strides = [*itertools.accumulate((step.strides for step in self.steps), operator.mul)]
+        return tuple(strides[level] for level in self._ends)
+
+    def stage_name(self, stage: int) -> str:
+        """The name of stage `stage`, from 1, to which a block's number is added."""
+        raise NotImplementedError
+
+    def make_block(self, stage: int, block: int) -> nn.Module:
+        """Block `block`, from 0, of stage `stage`, from 1."""
+        raise NotImplementedError
+
+    def add_stages(self) -> None:
+        """Makes, in `setup`, the blocks."""
+        for stage, size in enumerate(self.sizes, start=1):
+            name = self.stage_name(stage)
+            for layer, placement in self._named().items():
+                if placement and placement.share:
+                    setattr(self, f"{name}_{layer}", placement.with_defaults(**self.dtypes)())
+            setattr(self, name, [self.make_block(stage, block) for block in range(size)])
+
+    def _named(self) -> dict[str, Placement | None]:
+        """The placements, by what their layers are called in a block, or beside a stage's."""
+        return {
+            self.attention_name: self.placement("attention"),
+            "context": self.placement("context"),
+        }
+
+    def slot_namings(self, **middle: Placement | None) -> dict[str, Renames]:
+        """The renames of the layers in the slots, and of `middle` by their names in a block."""
+        attention, context = self._named().items()
+        slots = dict([attention, *middle.items(), context])
+        for name, placement in self._named().items():
+            if placement and placement.share:
+                del slots[name]
+                stages = range(1, len(self.sizes) + 1)
+                slots |= {f"{self.stage_name(stage)}_{name}": placement for stage in stages}
+        return namings(slots)
+
+    def index(self, stage: int, block: int) -> int:
+        """The number of a block in the network, from 0."""
+        return sum(self.sizes[: stage - 1]) + block
+
+    def covering(
+        self, slot: str, stage: int, block: int, own: Placement | None = None
+    ) -> Placement | None:
+        """What a block has in a slot: the caller's layer, else the architecture's `own`."""
+        chosen = self.placement(slot)
+        size, gated = self.sizes[stage - 1], own is not None
+        return chosen if chosen and chosen.covers(stage, block, size, gated) else own
+
+    def layer(
+        self, slot: str, stage: int, block: int, own: Placement | None = None
+    ) -> LayerFactory | nn.Module | None:
+        """What makes a block's layer in a slot, or is the layer, if its blocks share one."""
+        chosen = self.covering(slot, stage, block, own)
+        if chosen is None:
+            return None
+        if chosen.share:
+            name = self.attention_name if slot == "attention" else slot
+            return getattr(self, f"{self.stage_name(stage)}_{name}")
+        return chosen.with_defaults(**self.dtypes)
+
+    def block_fields(self, stage: int, block: int, own: Placement | None = None) -> dict[str, Any]:
+        """The fields of a block that follow from its place in the network."""
+        attention = self.covering("attention", stage, block, own)
+        return {
+            "attention": self.layer("attention", stage, block, own),
+            "position": attention.position if attention else self.places.positions[0],
+            "context": self.layer("context", stage, block),
+            "drop_path": self.drop_rate(self.index(stage, block)),
+        }
+
+    def block_steps(self, stage: int, block: int) -> Steps:
+        """A block's strides, the dilation of its middle convolution, and that of the stage."""
+        strides, first_dilation, dilation = self.steps[stage]
+        return Steps(1, dilation, dilation) if block else Steps(strides, first_dilation, dilation)
+
+    def drop_rate(self, index: int) -> float:
+        """How likely the residual branch of the network's block `index` is left out."""
+        return self.drop_path * index / max(sum(self.sizes) - 1, 1)
+
+    def stem_layers(self, images: Array, train: bool) -> Array:
+        """The first level's map."""
+        raise NotImplementedError
+
+    def pool_layers(self, x: Array, train: bool) -> Array:
+        """What stands between the stem's map and the first stage."""
+        return x
+
+    def features(self, images: Array, train: bool = False) -> list[Array]:
+        x = self.stem_layers(images, train)
+        maps = [x]
+        x = self.pool_layers(x, train)
+        attention = self.placement("attention")
+        for stage in range(1, len(self.sizes) + 1):
+            carry = None
+            for block in getattr(self, self.stage_name(stage)):
+                if attention and attention.carries:
+                    x, carry = block.step(x, carry, train)
+                else:
+                    x = block(x, train)
+            maps.append(x)
+        return [maps[level] for level in self._ends]

@@ -1,0 +1,188 @@
+"""What cannot be placed in a backbone, each refused in a sentence that says what to do."""
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flax import linen as nn
+
+from flaxattn.attention import ATTENTION
+from flaxattn.attention.mechanism import declared
+from flaxattn.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from flaxattn.models.placement import Placement
+
+# What each slot of a residual block takes.
+_ROLES = {
+    "attention": ("recalibrate", "context"),
+    "conv": ("convolution",),
+    "context": ("recalibrate", "context"),
+}
+
+
+class Places(NamedTuple):
+    """Where a backbone can have layers.
+
+    Fields:
+        sizes: the number of blocks in each stage.
+        positions: that it has for attention, the usual one first.
+        gated: whether the architecture has attention of its own in some blocks.
+        names: of its convolutions, for `after`, where they have names.
+        shareable: whether the blocks of a stage are alike enough to have one layer.
+    """
+
+    sizes: Sequence[int]
+    positions: Sequence[str] = ("out", "mid")
+    gated: bool = False
+    names: Sequence[str] = ()
+    shareable: bool = True
+
+
+def layer_of(factory: Any) -> Any:
+    """The class behind a partial or a classmethod."""
+    made = factory.func if isinstance(factory, functools.partial) else factory
+    return getattr(made, "__self__", made)
+
+
+def _name(factory: Any) -> str:
+    """What ATTENTION calls the layers that `factory` makes: by its variant, else by its class."""
+    layer = layer_of(factory)
+    for made in (factory.func if isinstance(factory, functools.partial) else factory, layer):
+        for name, known in ATTENTION.items():
+            if known == made:
+                return name
+    return layer.__name__
+
+
+def require_possible(slot: str, placement: "Placement", places: Places) -> None:
+    """InputError for a layer that cannot stand where it is placed, or be what it is to be there."""
+    _require_role(slot, placement)
+    _require_existing(slot, placement, places)
+    _require_named(slot, placement, places.names)
+    _require_shareable(slot, placement, places.shareable)
+    _require_graftable(slot, placement, places.gated)
+
+
+def _require_role(slot: str, placement: "Placement") -> None:
+    layer = placement.layer
+    if isinstance(layer, nn.Module):
+        raise InputError(
+            f"{slot}={type(layer).__name__}(...) is one layer whose weights all blocks would "
+            f"share: pass the class, or functools.partial({type(layer).__name__}, ...)."
+        )
+    if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
+        raise InputError(
+            f"{slot}={placement.factory!r} makes no layer: pass a mechanism's name, a dict with "
+            f"its name, a Linen class, or a functools.partial of one."
+        )
+    role = declared(layer, "role")
+    if role in _ROLES[slot]:
+        return
+    name = _name(placement.factory)
+    if role == "convolution":
+        raise InputError(f"{name} replaces a convolution: pass conv=dict(name={name!r}).")
+    if role == "head":
+        raise InputError(
+            f"{name} is a head and changes the number of channels: apply it to the backbone's "
+            f"features instead of placing it in a block."
+        )
+    if role is None:
+        raise InputError(
+            f"{name} does not say its role: give the class role = one of {', '.join(_ROLES[slot])}."
+        )
+    raise InputError(
+        f"{name} keeps its input's shape and replaces no convolution: pass "
+        f"attention=dict(name={name!r})."
+    )
+
+
+def _require_existing(slot: str, placement: "Placement", places: Places) -> None:
+    if slot == "attention" and placement.position not in places.positions:
+        raise unknown("position", placement.position, places.positions)
+    for field in ("stages", "blocks", "after"):
+        if getattr(placement, field) == ():
+            raise InputError(f"{slot} {field}=() places nothing: use 'all' or name at least one.")
+    count = len(places.sizes)
+    stages = placement.stages
+    if stages == "all":
+        stages = tuple(range(1, count + 1))
+    elif isinstance(stages, str):
+        raise InputError(f"{slot} stages={stages!r}: use 'all' or a tuple of 1 to {count}.")
+    for stage in stages:
+        if stage not in range(1, count + 1):
+            raise InputError(f"{slot} in stage {stage!r}: the backbone has stages 1 to {count}.")
+    if placement.blocks in ("all", "last") or (placement.blocks == "gated" and places.gated):
+        return
+    if isinstance(placement.blocks, str):
+        raise InputError(
+            f"{slot} blocks={placement.blocks!r}: use 'all', 'last' or a tuple of indices from 0."
+        )
+    for stage in stages:
+        size = places.sizes[stage - 1]
+        for block in placement.blocks:
+            if block not in range(size):
+                raise InputError(
+                    f"{slot} in block {block!r} of stage {stage}: that stage has blocks 0 to "
+                    f"{size - 1}; name the stages meant, or blocks they all have."
+                )
+
+
+def _require_named(slot: str, placement: "Placement", names: Sequence[str]) -> None:
+    if placement.after is None:
+        return
+    if not names:
+        raise InputError(
+            f"{slot} after={placement.after}: only VGG's convolutions go by such names; use "
+            f"stages=... and blocks=... ."
+        )
+    if (placement.stages, placement.blocks) != ("all", "all"):
+        raise InputError(
+            f"{slot} after={placement.after} with stages or blocks: name the convolutions, or "
+            f"their stages and blocks."
+        )
+    for name in placement.after:
+        if name not in names:
+            raise unknown("convolution", name, names)
+
+
+def _require_shareable(slot: str, placement: "Placement", shareable: bool) -> None:
+    if not isinstance(placement.share, bool):
+        raise InputError(f"{slot} share={placement.share!r}: use True or False.")
+    if placement.share and not shareable:
+        raise InputError(
+            f"{slot} share=True: the blocks of a stage differ in width here; leave it out."
+        )
+    if placement.share and slot == "conv":
+        raise InputError(
+            "share=True in the conv slot: a stage's first convolution has other channels than the "
+            "rest; leave it out."
+        )
+    if placement.carries and (slot, placement.position) != ("attention", "out"):
+        raise InputError(
+            f"share=True in the {slot} slot, position {placement.position!r}: "
+            f"{placement.layer.__name__} carries a state from block to block, which goes through "
+            f"the attention slot at position 'out' only."
+        )
+
+
+def _require_graftable(slot: str, placement: "Placement", gated: bool) -> None:
+    if not isinstance(placement.graft, bool):
+        raise InputError(f"{slot} graft={placement.graft!r}: use True or False.")
+    if not placement.graft:
+        return
+    if slot == "conv":
+        raise InputError(
+            "graft=True in the conv slot: what replaces a convolution takes over its kernel, from "
+            "variables: leave it out, and call flaxattn.graft(model, variables, conv=...)."
+        )
+    if placement.carries:
+        raise InputError(
+            f"graft=True with share=True: {placement.layer.__name__} carries a state from block to "
+            f"block; leave one of them out."
+        )
+    if slot == "attention" and gated:
+        raise InputError(
+            "graft=True in the attention slot of an architecture that has attention of its own "
+            "there: its weights would be lost; use context=... ."
+        )
