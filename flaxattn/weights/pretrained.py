@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from flaxattn.attention.mechanism import declared
 from flaxattn.errors import InputError, unknown
 from flaxattn.layers.abstract_variables import abstract_variables
+from flaxattn.models.backbone import Backbone
 from flaxattn.weights.architecture import likeliest
 from flaxattn.weights.convert import Fit, Targets, TreePath, Variables, fit, key_of
 from flaxattn.weights.files import read, unwrapped
@@ -103,7 +104,7 @@ def load_pretrained(
     allowed = {allow_new} if isinstance(allow_new, str) else set(allow_new)
     for name in sorted(allowed - {HEAD, ATTENTION}):
         raise unknown("part that may be new", name, (HEAD, ATTENTION))
-    if hasattr(type(module), "feature_channels") and len(input_shape) != 4:  # a network of images
+    if isinstance(module, Backbone) and len(input_shape) != 4:
         raise InputError(f"{type(module).__name__} cannot have {_axes(input_shape)}.")
     if grey and input_shape[-1] != 1:
         raise InputError(f"grey=True is for images with one channel: {input_shape} has more.")
