@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import functools
 import io
+import itertools
 import os
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -111,12 +112,12 @@ class DigitGroups(tfds.core.GeneratorBasedBuilder):
             yield key, {"image": png(picture), "labels": np.unique(labels[chosen]).tolist()}
 
 
-def places(random: np.random.RandomState, count: int) -> np.ndarray:
-    """Top left corners (count, 2) of squares of 8 pixels that lie apart in a picture of 24."""
+def places(random: np.random.RandomState, count: int) -> list[list[int]]:
+    """(top, left) of `count` squares of 8 pixels that lie apart in a picture of 24."""
     while True:
-        corners = random.randint(0, 24 - 8 + 1, (count, 2))
-        distances = np.abs(corners[:, None] - corners[None]).max(axis=-1)
-        if np.all(distances[~np.eye(count, dtype=bool)] >= 8):
+        corners = random.randint(0, 24 - 8 + 1, (count, 2)).tolist()
+        pairs = itertools.combinations(corners, 2)
+        if all(abs(a - c) >= 8 or abs(b - d) >= 8 for (a, b), (c, d) in pairs):
             return corners
 
 

@@ -90,7 +90,7 @@ def test_images_are_png(data_dir):
 
 @pytest.fixture(scope="module")
 def groups(data_dir):
-    """(pictures (N, 24, 24) uint8, labels: N arrays) of each split, decoded by TFDS itself."""
+    """(pictures (N, 24, 24) uint8, labels: N lists) of each split, decoded by TFDS itself."""
     builder = digits.prepare(data_dir, name="digit_groups")
     assert builder.info.file_format.value == "array_record"
     decoded = {}
@@ -116,7 +116,7 @@ def test_groups_are_made_of_the_digits_of_their_split_side_by_side(groups, split
                 rebuilt[top : top + 8, left : left + 8] = window
                 found.append(label)
         np.testing.assert_array_equal(rebuilt, picture)
-        assert sorted(set(found)) == digits_there.tolist()
+        assert sorted(set(found)) == digits_there
         numbers.add(len(found))
     assert numbers == {1, 2, 3, 4}
 
