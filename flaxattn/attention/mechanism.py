@@ -125,11 +125,16 @@ def declared(layer: nn.Module | type[nn.Module], name: str) -> Any:
     return getattr(layer, name, getattr(_SAYS_NOTHING, name, None))
 
 
-def variant(summary: str, **defaults: Any) -> Any:
+class variant(classmethod):
     """A classmethod that makes the layer with `defaults`; fields of the caller prevail."""
 
-    def make(cls: type[nn.Module], **fields: Any) -> nn.Module:
-        return cls(**{**defaults, **fields})
+    def __init__(self, summary: str, **defaults: Any):
+        def make(cls: type[nn.Module], **fields: Any) -> nn.Module:
+            return cls(**{**defaults, **fields})
 
-    make.__doc__ = summary
-    return classmethod(make)
+        make.__doc__ = summary
+        super().__init__(make)
+
+    def __set_name__(self, owner: type[nn.Module], name: str) -> None:
+        self.__func__.__name__ = name
+        self.__func__.__qualname__ = f"{owner.__qualname__}.{name}"

@@ -5,16 +5,14 @@ beside the CPU build of torch, and torchvision then stops at registering a fake 
 was never declared. Declaring the operators is enough for everything that does not call them.
 """
 
-import importlib.util
-from pathlib import Path
+from importlib.metadata import distribution
 
 import torch
 
 
 def _declare_operators():
-    spec = importlib.util.find_spec("torchvision")
     try:
-        torch.ops.load_library(Path(spec.origin).parent / "_C.so")
+        torch.ops.load_library(str(distribution("torchvision").locate_file("torchvision/_C.so")))
     except OSError:
         library = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
