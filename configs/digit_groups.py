@@ -11,44 +11,35 @@ seeds 1 and 2 0.997 and 0.998.
 
 from ml_collections import ConfigDict
 
-from configs.digits import SLOTS
-from flaxattn.errors import unknown
-from flaxattn.train.config import base_config, option
+from configs import digits
+from flaxattn.train.config import option
 
 
 def get_config(arg: str = "se") -> ConfigDict:
-    name, debug = option(arg, "se")
-    if name not in SLOTS:
-        raise unknown("digit groups experiment", name, SLOTS)
-    config = base_config()
+    config = digits.get_config(arg)
     config.task = "multilabel"
-    config.model = ConfigDict(
-        {"name": "resnet10", "stage_sizes": (1, 1, 1), "width": 16, "stem": "small"} | SLOTS[name]
-    )
-    config.batch_size = 64
+    config.model.width = 16
     config.eval_batch_size = 100
     config.epochs = 8.0
 
     config.data.name = "digit_groups"
-    config.data.eval_split = "test"
     config.data.image_size = 24
-    config.data.channels = 1
     config.data.mean = (0.086,)
     config.data.std = (0.242,)
     config.data.eval_resize = 24
-    config.data.augment.crop = "padded"
     config.data.augment.padding = 2
-    config.data.augment.flip = False  # a mirrored digit is none
 
     config.optim.name = "adamw"
     config.optim.learning_rate = 5e-3
+    config.optim.nesterov = False
     config.optim.weight_decay = 0.01
     config.optim.warmup_epochs = 1.0
-    config.ema_decay = 0.99
+    config.label_smoothing = 0.0
 
     config.log_every = 31
     config.eval_every = 2.0
     config.checkpoint_every = 124
+    _, debug = option(arg, "se")
     if debug:
         config.model.width = 8
         config.epochs = 0.1
