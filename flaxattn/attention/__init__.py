@@ -1,7 +1,6 @@
 """Attention mechanisms of convolutional networks, one a file, and their names."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +39,7 @@ from flaxattn.attention.large_kernel import LargeKernel as LargeKernel
 from flaxattn.attention.large_selective_kernel import LargeSelectiveKernel as LargeSelectiveKernel
 from flaxattn.attention.large_separable_kernel import LargeSeparableKernel as LargeSeparableKernel
 from flaxattn.attention.linear_context import LinearContext as LinearContext
+from flaxattn.attention.mechanism import layer_of
 from flaxattn.attention.multi_head import MultiHeadAttention as MultiHeadAttention
 from flaxattn.attention.non_local import NonLocal as NonLocal
 from flaxattn.attention.normalization_based import NormalizationBased as NormalizationBased
@@ -153,12 +153,11 @@ def create_attention(name: str, *, variant: str | None = None, **fields: Any) ->
     """
     require_name(name)
     create: Any = ATTENTION[name]
-    is_variant = inspect.ismethod(create)
-    layer = create.__self__ if is_variant else create
+    layer = layer_of(create)
     _require_fields(name, layer, fields)
     if variant is None:
         return create(**fields)
-    if is_variant:
+    if create is not layer:
         raise InputError(f"{name} is a variant already: leave variant={variant!r} out.")
     if variant not in layer.variants:
         raise unknown(f"variant of {name}", variant, layer.variants)

@@ -9,8 +9,8 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.channel_attention import ChannelAttention
-from flaxattn.attention.maps import require_maps
 from flaxattn.attention.mechanism import Mechanism, Neutral, variant
+from flaxattn.attention.parts.maps import require_maps
 from flaxattn.attention.spatial_attention import SpatialAttention
 from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.norm import BatchNorm
@@ -113,8 +113,7 @@ class CBAM(Mechanism):
     timm = variant("timm's CbamModule.", divisor=1, norm=BatchNorm)
     light = variant(
         "CBAM whose halves read (average + maximum) / 2: timm's LightCbamModule.",
-        divisor=1,
-        norm=BatchNorm,
+        **timm.defaults,
         average_pools=True,
     )
 

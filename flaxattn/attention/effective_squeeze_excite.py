@@ -8,8 +8,8 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn.attention.maps import require_maps
 from flaxattn.attention.mechanism import Mechanism, Neutral, variant
+from flaxattn.attention.parts.maps import require_maps
 from flaxattn.layers.conv import Initializer, kaiming_fan_in, torch_default
 from flaxattn.layers.pooling import average_pool, max_pool, mean_of, rescale
 from flaxattn.layers.precision import at_least_float32
@@ -60,7 +60,9 @@ class EffectiveSqueezeExcite(Mechanism):
         kernel_init=kaiming_fan_in,
     )
     timm = variant("timm's EffectiveSEModule without its maximum pool; the default.")
-    timm_max = variant("timm's EffectiveSEModule(channels, add_maxpool=True).", add_max=True)
+    timm_max = variant(
+        "timm's EffectiveSEModule(channels, add_maxpool=True).", **timm.defaults, add_max=True
+    )
 
     @property
     def neutral(self) -> Neutral | None:

@@ -78,7 +78,7 @@ class EfficientChannel(ChannelGate):
         "Article 0's ECAAttention: three neighbours whatever the channels.", kernel_size=3
     )
     article_s2 = variant(
-        "Article 2's EcaNet: article 0's layer without its unused argument.", kernel_size=3
+        "Article 2's EcaNet: article 0's layer without its unused argument.", **article_s0.defaults
     )
     official = variant("The authors' eca_layer: 3 unless told.", kernel_size=3)
     timm = variant(
@@ -86,7 +86,7 @@ class EfficientChannel(ChannelGate):
     )
     timm_mlp = variant(
         'timm\'s EcaModule(channels, use_mlp=True), its "ecam": two layers with biases.',
-        min_kernel_size=3,
+        **timm.defaults,
         reduction=8,
     )
 

@@ -1,5 +1,7 @@
 """What a mechanism tells others about itself, and what nearly every one is built with."""
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -125,10 +127,21 @@ def declared(layer: nn.Module | type[nn.Module], name: str) -> Any:
     return getattr(layer, name, getattr(_SAYS_NOTHING, name, None))
 
 
+def layer_of(factory: Any) -> Any:
+    """The class behind a `LayerFactory`: a class itself, a classmethod or a partial of either."""
+    made = factory.func if isinstance(factory, functools.partial) else factory
+    return made.__self__ if inspect.ismethod(made) else made
+
+
 class variant(classmethod):
-    """A classmethod that makes the layer with `defaults`; fields of the caller prevail."""
+    """A classmethod that makes the layer with `defaults`; fields of the caller prevail.
+
+    A variant of a variant begins with its defaults: light = variant("...", **timm.defaults, ...).
+    """
 
     def __init__(self, summary: str, **defaults: Any):
+        self.defaults = defaults
+
         def make(cls: type[nn.Module], **fields: Any) -> nn.Module:
             return cls(**{**defaults, **fields})
 

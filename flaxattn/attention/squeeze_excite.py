@@ -83,7 +83,9 @@ class SqueezeExcite(ChannelGate):
 
     article_s0 = variant("Article 0's SEAttention: no biases.", use_bias=False)
     article_s1 = variant("Article 1's SEBlock: biases; the default.")
-    article_s2 = variant("Article 2's SeNet: article 0's layer under another name.", use_bias=False)
+    article_s2 = variant(
+        "Article 2's SeNet: article 0's layer under another name.", **article_s0.defaults
+    )
     timm = variant(
         "timm's SEModule: biases; the hidden width is rounded to a multiple of 8.", divisor=8
     )

@@ -11,7 +11,7 @@ import jax
 from flax import linen as nn
 
 from flaxattn.attention import ATTENTION, create_attention, require_name
-from flaxattn.attention.mechanism import declared
+from flaxattn.attention.mechanism import declared, layer_of
 from flaxattn.errors import InputError
 from flaxattn.inspect.cost import cost
 from flaxattn.inspect.table import aligned, mmacs
@@ -237,7 +237,7 @@ def _cited(docstring: str) -> tuple[str, ...] | None:
 def _made(name: str) -> tuple[Any, Any]:
     """What ATTENTION has under `name`, and the class behind it."""
     made: Any = ATTENTION[name]
-    return made, made.__self__ if inspect.ismethod(made) else made
+    return made, layer_of(made)
 
 
 def _required(name: str, features: int) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def create_model(
     Args:
         name: a key of MODELS.
         num_classes: width of the last layer; 0 leaves it out, and the model returns the pooled map.
-        attention: what stands in the residual branches (`placement.place`); False for nothing;
+        attention: what stands in the residual branches (`place.place`); False for nothing;
             None for what the name says: squeeze-and-excitation in seresnet50, nothing in resnet50.
         fields: the model's other fields, such as conv, context, output_stride, stem and dtype
             (`ResNet`).

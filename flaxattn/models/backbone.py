@@ -16,7 +16,8 @@ from flaxattn.errors import InputError, require_count, require_rate, unknown
 from flaxattn.layers.conv import Initializer
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import average_pool, max_pool, mean_of
-from flaxattn.models.placement import Placement, Places, Slot, namings, place
+from flaxattn.models.place import place
+from flaxattn.models.placement import Placement, Places, Slot, namings
 
 # timm's names: (N, H, W, C) -> (N, C), and twice as many channels for the last.
 GLOBAL_POOLS: dict[str, Callable[[Array], Array]] = {
@@ -46,7 +47,7 @@ class Backbone(nn.Module, kw_only=True):
         num_classes: width of the last layer; 0 leaves it out.
         global_pool: "avg", "max", "avgmax", their mean, or "catavgmax", one after the other.
         dropout: how likely a feature before the last layer is left out in train mode.
-        attention: layers in the network, in any form that `placement.place` takes.
+        attention: layers in the network, in any form that `place.place` takes.
         dtype: of the convolutions and of the layers in the slots; None for the inputs'.
         param_dtype: of parameters and running statistics, those of the layers in the slots too.
         norm: makes a normalisation from (dtype=, param_dtype=, name=), to be called with

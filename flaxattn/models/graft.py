@@ -44,7 +44,7 @@ def graft(
     Args:
         model: of MODELS, with the slot empty.
         variables: its own; they are not copied.
-        attention, conv, context: what goes into the slots, in any form `placement.place` takes.
+        attention, conv, context: what goes into the slots, in any form `place.place` takes.
         input_shape: (N, H, W, C) of images, for layers whose parameters depend on their map's size.
         seed: of the new parameters.
 

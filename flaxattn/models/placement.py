@@ -2,20 +2,33 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from flax import linen as nn
 from jax import Array
 
-from flaxattn.attention import ATTENTION, create_attention
 from flaxattn.attention.graft import Graft
-from flaxattn.attention.mechanism import LayerFactory, Namings, Renames, declared
+from flaxattn.attention.mechanism import LayerFactory, Namings, Renames, declared, layer_of
 from flaxattn.errors import InputError
-from flaxattn.models.placement_checks import Places, layer_of, require_possible
 
-# Which blocks have a slot's layer unless told otherwise.
-_BLOCKS = {"attention": "all", "conv": "all", "context": "last"}
+
+class Places(NamedTuple):
+    """Where a backbone can have layers.
+
+    Fields:
+        sizes: the number of blocks in each stage.
+        positions: that it has for attention, the usual one first.
+        gated: whether the architecture has attention of its own in some blocks.
+        names: of its convolutions, for `after`, where they have names.
+        shareable: whether the blocks of a stage are alike enough to have one layer.
+    """
+
+    sizes: Sequence[int]
+    positions: Sequence[str] = ("out", "mid")
+    gated: bool = False
+    names: Sequence[str] = ()
+    shareable: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +78,7 @@ class Placement:
 
     def example(self) -> nn.Module:
         """One such layer by itself, to be asked what it declares."""
-        return self.factory(**_supplied_by_block(self.layer), parent=None)
+        return self.factory(**supplied_by_block(self.layer), parent=None)
 
     @property
     def carries(self) -> bool:
@@ -97,43 +110,13 @@ class Placement:
         return lambda name=None: Graft(factory(parent=None), name=name)
 
 
-# What a slot of a network is given: see `place`.
+# What a slot of a network is given: see `place.place`.
 Slot = str | Mapping[str, Any] | LayerFactory | Placement | Literal[False] | None
 
 
 def conv_name(stage: int, block: int) -> str:
     """What VGG's authors call convolution `block`, from 0, of stage `stage`: conv5_3."""
     return f"conv{stage}_{block + 1}"
-
-
-def place(slot: str, value: Slot, places: Places) -> Placement | None:
-    """The placement that `value` describes for a slot of a backbone.
-
-    Args:
-        slot: "attention", "conv" or "context".
-        value: None or False, for nothing; a mechanism's name; a mapping with that `name`, its
-            `variant`, the fields of a `Placement` but for its factory, and the layer's own fields;
-            a layer factory; or a `Placement`.
-        places: where the backbone can have layers.
-
-    Without `blocks`, attention stands in the blocks that have it by architecture, or in every block
-    where none has; conv in every block, context after each stage's last one. A `Placement` stands
-    where it says itself, by default in all blocks.
-
-    Raises InputError for what is not in ATTENTION or not the layer's, and for what
-    `placement_checks` refuses.
-    """
-    if value is None or value is False:
-        return None
-    usual_blocks = "gated" if slot == "attention" and places.gated else _BLOCKS[slot]
-    usual: dict[str, Any] = {"blocks": usual_blocks, "position": places.positions[0]}
-    given: Any = {"name": value} if isinstance(value, str) else value
-    if hasattr(given, "keys"):  # ml_collections.ConfigDict is not a Mapping
-        given = _from_mapping(slot, dict(given), usual)
-    elif not isinstance(given, Placement):
-        given = Placement(given, **usual)
-    require_possible(slot, given, places)
-    return given
 
 
 def namings(slots: Mapping[str, Placement | None]) -> dict[str, Renames]:
@@ -171,28 +154,6 @@ def in_slot(layer: LayerFactory | nn.Module, name: str, x: Array, train: bool) -
     return same_shape(made, x, made(x, train))
 
 
-def _from_mapping(slot: str, fields: dict[str, Any], usual: dict[str, Any]) -> Placement:
-    if "name" not in fields:
-        raise InputError(
-            f"{slot}={fields!r} does not say which mechanism: add name=..., one of "
-            f"{', '.join(sorted(ATTENTION))}."
-        )
-    name, variant = fields.pop("name"), fields.pop("variant", None)
-    if "position" in fields and slot != "attention":
-        raise InputError(f"{slot} has one position only: position=... belongs to attention.")
-    for field in ("parent", "features", "strides") if slot == "conv" else ("parent",):
-        if field in fields:
-            raise InputError(f"{field} in the {slot} slot is for the block to give: leave it out.")
-    if fields.get("after") is not None:
-        usual = usual | {"blocks": "all"}
-    _, *names = (field.name for field in dataclasses.fields(Placement))
-    where = usual | {field: fields.pop(field) for field in names if field in fields}
-    supplied = _supplied_by_block(layer_of(ATTENTION.get(name)))
-    create_attention(name, variant=variant, **{**supplied, **fields}, parent=None)  # or InputError
-    factory = ATTENTION[name] if variant is None else getattr(ATTENTION[name], variant)
-    return Placement(functools.partial(factory, **fields), **where)
-
-
-def _supplied_by_block(layer: Any) -> dict[str, Any]:
+def supplied_by_block(layer: Any) -> dict[str, Any]:
     """The fields of a layer that no placement gives."""
     return {"features": 1} if declared(layer, "role") in ("convolution", "head") else {}

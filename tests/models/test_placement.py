@@ -23,7 +23,8 @@ from flaxattn.attention import (
     SqueezeExcite,
 )
 from flaxattn.models import ResNet
-from flaxattn.models.placement import Placement, Places, place
+from flaxattn.models.place import place
+from flaxattn.models.placement import Placement, Places
 
 SIZES = (2, 1, 3)
 PLACES = Places(SIZES)

@@ -1,17 +1,16 @@
-"""What cannot be placed in a backbone, each refused in a sentence that says what to do."""
+"""From what a slot of a network is given to a checked placement."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from flax import linen as nn
 
-from flaxattn.attention import ATTENTION
-from flaxattn.attention.mechanism import declared
+from flaxattn.attention import ATTENTION, create_attention
+from flaxattn.attention.mechanism import declared, layer_of
 from flaxattn.errors import InputError, unknown
-
-if TYPE_CHECKING:
-    from flaxattn.models.placement import Placement
+from flaxattn.models.placement import Placement, Places, Slot, supplied_by_block
 
 # What each slot of a residual block takes.
 _ROLES = {
@@ -19,30 +18,60 @@ _ROLES = {
     "conv": ("convolution",),
     "context": ("recalibrate", "context"),
 }
+# Which blocks have a slot's layer unless told otherwise.
+_BLOCKS = {"attention": "all", "conv": "all", "context": "last"}
 
 
-class Places(NamedTuple):
-    """Where a backbone can have layers.
+def place(slot: str, value: Slot, places: Places) -> Placement | None:
+    """The placement that `value` describes for a slot of a backbone.
 
-    Fields:
-        sizes: the number of blocks in each stage.
-        positions: that it has for attention, the usual one first.
-        gated: whether the architecture has attention of its own in some blocks.
-        names: of its convolutions, for `after`, where they have names.
-        shareable: whether the blocks of a stage are alike enough to have one layer.
+    Args:
+        slot: "attention", "conv" or "context".
+        value: None or False, for nothing; a mechanism's name; a mapping with that `name`, its
+            `variant`, the fields of a `Placement` but for its factory, and the layer's own fields;
+            a layer factory; or a `Placement`.
+        places: where the backbone can have layers.
+
+    Without `blocks`, attention stands in the blocks that have it by architecture, or in every block
+    where none has; conv in every block, context after each stage's last one. A `Placement` stands
+    where it says itself, by default in all blocks.
+
+    Raises InputError for what is not in ATTENTION or not the layer's, and for what cannot
+    be there.
     """
+    if value is None or value is False:
+        return None
+    usual_blocks = "gated" if slot == "attention" and places.gated else _BLOCKS[slot]
+    usual: dict[str, Any] = {"blocks": usual_blocks, "position": places.positions[0]}
+    given: Any = {"name": value} if isinstance(value, str) else value
+    if hasattr(given, "keys"):  # ml_collections.ConfigDict is not a Mapping
+        given = _from_mapping(slot, dict(given), usual)
+    elif not isinstance(given, Placement):
+        given = Placement(given, **usual)
+    _require_possible(slot, given, places)
+    return given
 
-    sizes: Sequence[int]
-    positions: Sequence[str] = ("out", "mid")
-    gated: bool = False
-    names: Sequence[str] = ()
-    shareable: bool = True
 
-
-def layer_of(factory: Any) -> Any:
-    """The class behind a partial or a classmethod."""
-    made = factory.func if isinstance(factory, functools.partial) else factory
-    return getattr(made, "__self__", made)
+def _from_mapping(slot: str, fields: dict[str, Any], usual: dict[str, Any]) -> Placement:
+    if "name" not in fields:
+        raise InputError(
+            f"{slot}={fields!r} does not say which mechanism: add name=..., one of "
+            f"{', '.join(sorted(ATTENTION))}."
+        )
+    name, variant = fields.pop("name"), fields.pop("variant", None)
+    if "position" in fields and slot != "attention":
+        raise InputError(f"{slot} has one position only: position=... belongs to attention.")
+    for field in ("parent", "features", "strides") if slot == "conv" else ("parent",):
+        if field in fields:
+            raise InputError(f"{field} in the {slot} slot is for the block to give: leave it out.")
+    if fields.get("after") is not None:
+        usual = usual | {"blocks": "all"}
+    _, *names = (field.name for field in dataclasses.fields(Placement))
+    where = usual | {field: fields.pop(field) for field in names if field in fields}
+    supplied = supplied_by_block(layer_of(ATTENTION.get(name)))
+    create_attention(name, variant=variant, **{**supplied, **fields}, parent=None)  # or InputError
+    factory = ATTENTION[name] if variant is None else getattr(ATTENTION[name], variant)
+    return Placement(functools.partial(factory, **fields), **where)
 
 
 def _name(factory: Any) -> str:
@@ -55,8 +84,8 @@ def _name(factory: Any) -> str:
     return layer.__name__
 
 
-def require_possible(slot: str, placement: "Placement", places: Places) -> None:
-    """InputError for a layer that cannot stand where it is placed, or be what it is to be there."""
+def _require_possible(slot: str, placement: Placement, places: Places) -> None:
+    """InputError for a layer that cannot stand where it is placed, or not as it is placed."""
     _require_role(slot, placement)
     _require_existing(slot, placement, places)
     _require_named(slot, placement, places.names)
@@ -64,7 +93,7 @@ def require_possible(slot: str, placement: "Placement", places: Places) -> None:
     _require_graftable(slot, placement, places.gated)
 
 
-def _require_role(slot: str, placement: "Placement") -> None:
+def _require_role(slot: str, placement: Placement) -> None:
     layer = placement.layer
     if isinstance(layer, nn.Module):
         raise InputError(
@@ -97,7 +126,7 @@ def _require_role(slot: str, placement: "Placement") -> None:
     )
 
 
-def _require_existing(slot: str, placement: "Placement", places: Places) -> None:
+def _require_existing(slot: str, placement: Placement, places: Places) -> None:
     if slot == "attention" and placement.position not in places.positions:
         raise unknown("position", placement.position, places.positions)
     for field in ("stages", "blocks", "after"):
@@ -128,7 +157,7 @@ def _require_existing(slot: str, placement: "Placement", places: Places) -> None
                 )
 
 
-def _require_named(slot: str, placement: "Placement", names: Sequence[str]) -> None:
+def _require_named(slot: str, placement: Placement, names: Sequence[str]) -> None:
     if placement.after is None:
         return
     if not names:
@@ -146,7 +175,7 @@ def _require_named(slot: str, placement: "Placement", names: Sequence[str]) -> N
             raise unknown("convolution", name, names)
 
 
-def _require_shareable(slot: str, placement: "Placement", shareable: bool) -> None:
+def _require_shareable(slot: str, placement: Placement, shareable: bool) -> None:
     if not isinstance(placement.share, bool):
         raise InputError(f"{slot} share={placement.share!r}: use True or False.")
     if placement.share and not shareable:
@@ -166,7 +195,7 @@ def _require_shareable(slot: str, placement: "Placement", shareable: bool) -> No
         )
 
 
-def _require_graftable(slot: str, placement: "Placement", gated: bool) -> None:
+def _require_graftable(slot: str, placement: Placement, gated: bool) -> None:
     if not isinstance(placement.graft, bool):
         raise InputError(f"{slot} graft={placement.graft!r}: use True or False.")
     if not placement.graft:
