@@ -6,8 +6,8 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.dual_attention import DualAttention
-from flaxattn.attention.maps import require_maps
 from flaxattn.attention.mechanism import Mechanism, variant
+from flaxattn.attention.parts.maps import require_maps
 from flaxattn.layers.conv import Initializer, torch_default
 
 

@@ -8,9 +8,9 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.maps import require_maps
 from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.attention.parts.bottleneck import bottleneck
+from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import unknown
 from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.norm import BatchNorm

@@ -6,8 +6,8 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn.attention.maps import require_maps
 from flaxattn.attention.mechanism import AsConvolution, Mechanism
+from flaxattn.attention.parts.maps import require_maps
 from flaxattn.attention.parts.mixture import mixed_convolution
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Initializer, torch_default

@@ -6,9 +6,9 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.maps import require_maps
 from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.attention.parts.bottleneck import bottleneck
+from flaxattn.attention.parts.maps import require_maps
 from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.pooling import average_pool, rescale
 from flaxattn.layers.precision import at_least_float32

@@ -5,8 +5,8 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.maps import require_maps
 from flaxattn.attention.mechanism import Mechanism, Neutral, variant
+from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError, unknown
 from flaxattn.layers.conv import Initializer
 from flaxattn.layers.pooling import rescale

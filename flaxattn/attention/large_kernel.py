@@ -7,8 +7,8 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.maps import require_maps
 from flaxattn.attention.mechanism import Mechanism
+from flaxattn.attention.parts.maps import require_maps
 from flaxattn.layers.conv import Initializer, kaiming_fan_in, torch_default
 from flaxattn.layers.pooling import rescale
 from flaxattn.layers.precision import at_least_float32

@@ -8,8 +8,8 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn.attention.maps import require_maps
 from flaxattn.attention.mechanism import Mechanism
+from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError, unknown
 from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.norm import LayerNorm

@@ -5,9 +5,9 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.maps import require_maps
 from flaxattn.attention.mechanism import Mechanism, Neutral, variant
 from flaxattn.attention.parts.attend import attend
+from flaxattn.attention.parts.maps import require_maps
 from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.widths import reduced_features
 

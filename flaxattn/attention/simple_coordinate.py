@@ -6,8 +6,8 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn.attention.maps import require_maps
 from flaxattn.attention.mechanism import Mechanism, variant
+from flaxattn.attention.parts.maps import require_maps
 from flaxattn.layers.conv import Conv, Initializer, torch_default
 from flaxattn.layers.pooling import rescale, strip_pool
 from flaxattn.layers.precision import at_least_float32

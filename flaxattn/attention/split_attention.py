@@ -9,9 +9,9 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.maps import require_maps
 from flaxattn.attention.mechanism import Mechanism
 from flaxattn.attention.parts.bottleneck import bottleneck
+from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Initializer, kaiming_fan_out, torch_default
 from flaxattn.layers.norm import BatchNorm

@@ -11,6 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from flaxattn.data import digits
+from flaxattn.data.sources import EMBEDDED
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -198,3 +199,7 @@ def test_the_command_takes_the_name_of_a_set(data_dir, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == (
         f"digit_groups is prepared in {data_dir}/digit_groups/1.0.0: 4000 train, 500 test images"
     )
+
+
+def test_every_embedded_set_has_its_builder():
+    assert tuple(digits.BUILDERS) == EMBEDDED

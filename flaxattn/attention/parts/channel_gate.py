@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from jax import Array
 
-from flaxattn.attention.maps import require_maps
 from flaxattn.attention.mechanism import Mechanism
+from flaxattn.attention.parts.maps import require_maps
 from flaxattn.layers.pooling import average_pool, rescale
 
 
