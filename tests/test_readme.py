@@ -16,11 +16,12 @@ from safetensors.torch import save_file
 from configs import digits
 from flaxattn import create_model
 from flaxattn.__main__ import command_line
-from flaxattn.inspect.catalogue import by_role, markdown
+from flaxattn.inspect.catalogue import markdown
 from flaxattn.train.checkpoint import Checkpoints
 from flaxattn.train.state import initialiser
 from flaxattn.train.workdir import flat_fields
 from tests.torch_reference.torchvision_shim import timm
+from tools.by_role import by_role
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from flaxattn import ATTENTION, BatchNorm, Conv
-from flaxattn.models import Placement, ResNet
+from flaxattn import ATTENTION
+from flaxattn.attention.mechanism import Part, layer_of
+from flaxattn.models import ResNet
 from flaxattn.models.backbone import Backbone
 from flaxattn.models.inverted_residual_net import InvertedResidualNet
 from flaxattn.models.vgg import VGG
@@ -83,29 +84,32 @@ def part_of(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-CONTRACT_5 = ("dtype", "param_dtype", "kernel_init", "bias_init", "norm")
+MECHANISMS = list(dict.fromkeys(layer_of(make) for make in ATTENTION.values()))
 
 
 @pytest.mark.parametrize(
-    "layer",
-    [*dict.fromkeys(Placement(make).layer for make in ATTENTION.values()), BatchNorm, Conv],
+    ("base", "layer"),
+    [
+        *((Part, layer) for layer in MECHANISMS),
+        *((Backbone, network) for network in (ResNet, VGG, InvertedResidualNet)),
+    ],
     ids=lambda layer: layer.__name__,
 )
-def test_fields_are_in_order(layer):
-    """Structure first, then the dtypes, the initialisers and the norm."""
-    fields = [field.name for field in dataclasses.fields(layer)]
-    fields = [field for field in fields if field not in ("parent", "name")]
-    tail = fields[fields.index("dtype") :]
-    expected = [field for field in CONTRACT_5 if field in fields]
-    assert [field for field in tail if field != "scale_init"] == expected
+def test_what_all_have_in_common_is_taken_by_keyword(base, layer):
+    """Dtypes, initialisers and slots come first among the fields and last in a call."""
+    parameters = inspect.signature(layer).parameters
+    inherited = {field.name for field in dataclasses.fields(base)} - {"parent", "name"}
+    assert {parameters[name].kind for name in inherited} == {inspect.Parameter.KEYWORD_ONLY}
 
 
-@pytest.mark.parametrize("network", [ResNet, VGG, InvertedResidualNet])
-def test_networks_take_what_they_have_in_common_by_keyword(network):
-    """Dtypes and norm come first among the fields, which a class inherits, and last in a call."""
-    parameters = inspect.signature(network).parameters
-    own = {field.name for field in dataclasses.fields(Backbone)} - {"parent", "name"}
-    assert {parameters[name].kind for name in own} == {inspect.Parameter.KEYWORD_ONLY}
+@pytest.mark.parametrize("layer", MECHANISMS, ids=lambda layer: layer.__name__)
+def test_the_norm_follows_the_structure(layer):
+    structure = [
+        name
+        for name, parameter in inspect.signature(layer).parameters.items()
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY and name not in ("parent", "name")
+    ]
+    assert "norm" not in structure[:-1]
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -6,13 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.attention.parts.bottleneck import bottleneck
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import unknown
-from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import average_pool, rescale
 from flaxattn.layers.precision import at_least_float32
@@ -50,8 +47,8 @@ class BAM(Mechanism):
 
     Deviations: the paper's equations name no ReLU; here one follows all layers but the last of a
     branch, as in the authors' code. That code means over H x H positions only, the map's height in
-    both directions, and so reads a part of a wide map and fails on a high one; here it is the
-    whole map. Biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    both directions, and so reads a part of a wide map and fails on a high one; here it is the whole
+    map.
 
     Raises InputError where `reduction` leaves no channel, for an unknown `merge`, and in train mode
     for a single sample, over which the channel branch has nothing to normalise.
@@ -61,14 +58,9 @@ class BAM(Mechanism):
     dilation: int = 4
     merge: str = "add"
     norm_last: bool = True
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] = BatchNorm
 
     role = "recalibrate"
-    variants = ("paper", "official")
     namings = {
         "official": (
             *(
@@ -99,7 +91,7 @@ class BAM(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         if self.merge not in _MERGES:
             raise unknown("merge", self.merge, _MERGES)
         features = x.shape[-1]

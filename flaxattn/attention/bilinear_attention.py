@@ -7,13 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, Part, variant
 from flaxattn.attention.parts.blocks import require_divisor
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError
-from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_default
+from flaxattn.layers.conv import Conv, kaiming_fan_out
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import maximum
 from flaxattn.layers.precision import at_least_float32
@@ -50,8 +48,7 @@ class BilinearAttention(Mechanism):
         use_bias: biases in the four 1x1 convolutions, beside those of norm.
         norm: what normalises behind each 1x1 convolution.
 
-    Deviations: the authors' code takes square maps only, for it sizes Q by the height. Biases start
-    at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    Deviations: the authors' code takes square maps only, for it sizes Q by the height.
 
     Raises InputError where `block_size` does not divide the map or `groups` h, where `reduction`
     leaves no channel, and for a `drop_rate` outside [0, 1].
@@ -63,14 +60,9 @@ class BilinearAttention(Mechanism):
     divisor: int | None = None
     drop_rate: float = 0.0
     use_bias: bool = True
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] = BatchNorm
 
     role = "context"
-    variants = ("official", "timm")
     namings = {
         "timm": (),
         "official": (
@@ -88,21 +80,18 @@ class BilinearAttention(Mechanism):
         kernel_init=kaiming_fan_out,
     )
 
-    @classmethod
-    def timm(cls, **fields) -> "BilinearAttention":
-        """timm's BatNonLocalAttn: a quarter of the channels, two groups, no 1x1 biases, dropout."""
-        timm: dict[str, Any] = {
-            "reduction": 4,
-            "groups": 2,
-            "divisor": 8,
-            "drop_rate": 0.2,
-            "use_bias": False,
-        }
-        return cls(**{**timm, **fields})
+    timm = variant(
+        "timm's BatNonLocalAttn: a quarter of the channels, two groups, no 1x1 biases, dropout.",
+        reduction=4,
+        groups=2,
+        divisor=8,
+        drop_rate=0.2,
+        use_bias=False,
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         if not 0 <= self.drop_rate <= 1:
             raise InputError(f"drop_rate={self.drop_rate} must be a probability: use 0 to 1.")
         _, height, width, features = x.shape
@@ -132,10 +121,6 @@ class _ConvNormReLU(Part):
 
     features: int
     use_bias: bool
-    dtype: DTypeLike
-    param_dtype: DTypeLike
-    kernel_init: Initializer
-    bias_init: Initializer
     norm: Callable[..., nn.Module]
 
     @nn.compact

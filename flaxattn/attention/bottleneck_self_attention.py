@@ -1,17 +1,16 @@
 """Multi-head self-attention with relative positions in a convolution's place, as in BoTNet."""
 
 import math
+from dataclasses import KW_ONLY
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
-from flaxattn.attention.mechanism import Mechanism
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.attention.parts.attend import attend
 from flaxattn.attention.parts.blocks import block_means, require_divisor
 from flaxattn.attention.parts.heads import head_features, key_features, merge_heads, split_heads
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.attention.parts.relative_position import RelativePosition
 from flaxattn.layers.conv import Initializer
 
@@ -57,23 +56,20 @@ class BottleneckSelfAttention(Mechanism):
     qkv_bias: bool = False
     scale_pos_embed: bool = True
     query_chunk: int | None = None
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
+    _: KW_ONLY
     kernel_init: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "convolution"
-    variants = ("timm",)
     namings = {"timm": ()}
 
-    @classmethod
-    def timm(cls, features: int, **fields) -> "BottleneckSelfAttention":
-        """timm's BottleneckAttn: the relative energies are not scaled."""
-        return cls(features, **{"scale_pos_embed": False, **fields})
+    timm = variant(
+        "timm's BottleneckAttn: the relative energies are not scaled.",
+        scale_pos_embed=False,
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         batch, height, width, _ = x.shape
         require_divisor("strides", self.strides, height, width)
         heads = self.num_heads

@@ -3,16 +3,12 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
 from flaxattn.attention.channel_attention import ChannelAttention
 from flaxattn.attention.mechanism import Mechanism, Neutral, variant
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.attention.spatial_attention import SpatialAttention
-from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.norm import BatchNorm
 
 
@@ -69,14 +65,9 @@ class CBAM(Mechanism):
     spatial_pools: Sequence[str] = ("avg", "max")
     average_pools: bool = False
     depthwise: bool = False
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] | None = None
 
     role = "recalibrate"
-    variants = ("paper", "article_s0", "article_s2", "official", "timm", "light")
     namings = {
         "article_s0": (("ca", "channel"), ("sa.conv1", "spatial.conv")),
         "article_s2": (
@@ -104,11 +95,12 @@ class CBAM(Mechanism):
         spatial_bias=True,
     )
 
-    @classmethod
-    def official(cls, **fields) -> "CBAM":
-        """The authors' code, which trained the paper's networks."""
-        norm = partial(BatchNorm, momentum=0.99)
-        return cls(**{"use_bias": True, "spatial_pools": ("max", "avg"), "norm": norm, **fields})
+    official = variant(
+        "The authors' code, which trained the paper's networks.",
+        use_bias=True,
+        spatial_pools=("max", "avg"),
+        norm=partial(BatchNorm, momentum=0.99),
+    )
 
     timm = variant("timm's CbamModule.", divisor=1, norm=BatchNorm)
     light = variant(
@@ -125,7 +117,7 @@ class CBAM(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         x = ChannelAttention(
             reduction=self.reduction,
             use_bias=self.use_bias,

@@ -4,10 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, Neutral, variant
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.layers.precision import at_least_float32
 
 
@@ -36,12 +34,10 @@ class ChannelAffinity(Mechanism):
     """
 
     similar: bool = True
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
 
     role = "context"
-    variants = ("official", "paper")
     namings = {"official": ()}
+    neutral = Neutral(("gamma",))
 
     official = variant(
         "The authors' CAM_Module, which is not the paper's equation: the channels least alike.",
@@ -49,13 +45,9 @@ class ChannelAffinity(Mechanism):
     )
     paper = variant("The paper's equation: similar channels; the default.")
 
-    @property
-    def neutral(self) -> Neutral:
-        return Neutral(("gamma",))
-
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         dtype = self.dtype or x.dtype
         wide = at_least_float32(dtype)
         gamma = self.param("gamma", nn.initializers.zeros, (1,), self.param_dtype)

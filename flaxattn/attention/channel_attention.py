@@ -6,13 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, Neutral, variant
 from flaxattn.attention.parts.bottleneck import bottleneck
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import unknown
-from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.pooling import (
     average_pool,
     max_pool,
@@ -71,8 +68,7 @@ class ChannelAttention(Mechanism):
         dtype: of the gate's arithmetic, if wider than float32.
 
     Where several positions hold the maximum the first takes its gradient, as with the authors'
-    pools; timm's amax shares it. Deviation: biases start at zero, where torch draws them from
-    U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    pools; timm's amax shares it.
 
     Raises InputError where `reduction` leaves no channel and for unknown pools and outputs.
     """
@@ -83,13 +79,8 @@ class ChannelAttention(Mechanism):
     pools: Sequence[str] = ("avg", "max")
     average_pools: bool = False
     output: str = "scaled"
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "recalibrate"
-    variants = ("article_s0", "official", "timm", "light")
     namings = {
         "article_s0": (),
         "official": (("mlp.1", "fc1", "linear"), ("mlp.3", "fc2", "linear")),
@@ -114,7 +105,7 @@ class ChannelAttention(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         if self.output not in OUTPUTS:
             raise unknown("output", self.output, OUTPUTS)
         pools = pool_by_each(x, self.pools, POOLS)

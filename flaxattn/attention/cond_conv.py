@@ -1,16 +1,12 @@
 """Conditionally parameterised convolution."""
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
-from jax.typing import DTypeLike
 
-from flaxattn.attention.mechanism import AsConvolution, Mechanism
-from flaxattn.attention.parts.maps import require_maps
+from flaxattn.attention.mechanism import AsConvolution, Mechanism, variant
 from flaxattn.attention.parts.mixture import mixed_convolution
 from flaxattn.errors import InputError
-from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.pooling import average_pool
 from flaxattn.layers.precision import at_least_float32
 
@@ -41,8 +37,6 @@ class CondConv(Mechanism):
         use_bias: a bias from each expert, mixed like the kernels.
         kernel_init: of each expert's kernel, and of routing_fn.
 
-    Biases start at zero, where timm draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-
     Raises InputError for an even kernel without padding, a kernel larger than the padded map, sizes
     that are not integers or too small, groups that do not divide the channels, no expert, and a
     `routing` of another shape.
@@ -56,13 +50,8 @@ class CondConv(Mechanism):
     groups: int = 1
     num_experts: int = 8
     use_bias: bool = False
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "convolution"
-    variants = ("timm",)
     namings = {
         "timm": (
             ("conv.weight", "kernels", "flat"),
@@ -71,10 +60,10 @@ class CondConv(Mechanism):
         ),
     }
 
-    @classmethod
-    def timm(cls, features: int, **fields) -> "CondConv":
-        """timm's CondConv2d with the routing of its CondConvResidual: four experts."""
-        return cls(features, **{"num_experts": 4, **fields})
+    timm = variant(
+        "timm's CondConv2d with the routing of its CondConvResidual: four experts.",
+        num_experts=4,
+    )
 
     @property
     def as_convolution(self) -> AsConvolution:
@@ -84,7 +73,7 @@ class CondConv(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, routing: Array | None = None) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         if self.num_experts < 1:
             raise InputError(f"num_experts={self.num_experts} is below one: use 1 or more.")
         if routing is None:

@@ -1,16 +1,14 @@
 """Coordinate attention."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, variant
-from flaxattn.attention.parts.maps import require_maps
-from flaxattn.layers.conv import Conv, Initializer, torch_default
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import rescale, strip_pool
 from flaxattn.layers.precision import at_least_float32
@@ -43,8 +41,6 @@ class CoordinateAttention(Mechanism):
         norm: of the shared layer, called as norm(dtype=..., param_dtype=..., name="bn1")(f, train),
             or None.
 
-    Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-
     Raises InputError for a `reduction` below one, or where it leaves no channel.
     """
 
@@ -53,14 +49,9 @@ class CoordinateAttention(Mechanism):
     divisor: int | None = None
     use_bias: bool = True
     skip: bool = False
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] | None = BatchNorm
 
     role = "recalibrate"
-    variants = ("official", "timm")
     namings = {
         "official": (),
         "timm": (),
@@ -79,29 +70,24 @@ class CoordinateAttention(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         features = x.shape[-1]
         hidden = reduced_features(
             features, self.reduction, divisor=self.divisor, at_least=self.minimum
         )
         dtype = at_least_float32(self.dtype or x.dtype)
 
-        def conv(features: int, name: str) -> Conv:
-            return self.convolution(
-                features,
-                use_bias=self.use_bias,
-                precision=lax.Precision.HIGHEST,
-                dtype=dtype,
-                name=name,
-            )
+        conv = partial(
+            self.convolution, use_bias=self.use_bias, precision=lax.Precision.HIGHEST, dtype=dtype
+        )
 
         rows, columns = strip_pool(x)
-        f = conv(hidden, "conv1")(jnp.concatenate([rows, jnp.swapaxes(columns, 1, 2)], axis=1))
+        f = conv(hidden, name="conv1")(jnp.concatenate([rows, jnp.swapaxes(columns, 1, 2)], axis=1))
         if self.norm is not None:
             f = self.norm(dtype=dtype, param_dtype=self.param_dtype, name="bn1")(f, train)
         rows, columns = jnp.split(jax.nn.hard_swish(f), [x.shape[1]], axis=1)
-        height = jax.nn.sigmoid(conv(features, "conv_h")(rows))
-        width = jax.nn.sigmoid(conv(features, "conv_w")(jnp.swapaxes(columns, 1, 2)))
+        height = jax.nn.sigmoid(conv(features, name="conv_h")(rows))
+        width = jax.nn.sigmoid(conv(features, name="conv_w")(jnp.swapaxes(columns, 1, 2)))
         self.sow("intermediates", "attention", {"height": height, "width": width})
         y = rescale(x, height, width)
         return x + y if self.skip else y

@@ -1,15 +1,14 @@
 """Criss-cross attention."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, Neutral, variant
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError
-from flaxattn.layers.conv import Conv, Initializer, torch_default
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.widths import reduced_features
 
@@ -39,47 +38,35 @@ class CrissCross(Mechanism):
         reduction: C / width of queries and keys, which is rounded down.
         recurrence: passes, with shared weights.
 
-    Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-
     Raises InputError where `reduction` leaves no channel, and for a `recurrence` below one.
     """
 
     reduction: int = 8
     recurrence: int = 2
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "context"
-    variants = ("official",)
     namings = {"official": ()}
+    neutral = Neutral(("gamma",))
 
     official = variant(
         "The authors' CrissCrossAttention: one pass; their head makes one too unless told.",
         recurrence=1,
     )
 
-    @property
-    def neutral(self) -> Neutral:
-        return Neutral(("gamma",))
-
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         if self.recurrence < 1:
             raise InputError(f"recurrence={self.recurrence} is below one: use 1 or more passes.")
         features = x.shape[-1]
         hidden = reduced_features(features, self.reduction)
         dtype = self.dtype or x.dtype
         wide = at_least_float32(x.dtype)
+        project = partial(self.convolution, dtype=dtype)
 
-        def project(features: int, name: str) -> Conv:
-            return self.convolution(features, dtype=dtype, name=name)
-
-        query = project(hidden, "query_conv")
-        key = project(hidden, "key_conv")
-        value = project(features, "value_conv")
+        query = project(hidden, name="query_conv")
+        key = project(hidden, name="key_conv")
+        value = project(features, name="value_conv")
         gamma = self.param("gamma", nn.initializers.zeros, (1,), self.param_dtype)
         for _ in range(self.recurrence):
             context = self._attend(query(x), key(x), value(x)).astype(wide)

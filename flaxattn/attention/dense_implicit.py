@@ -4,12 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.attention.parts.bottleneck import bottleneck
-from flaxattn.attention.parts.maps import require_maps
-from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.pooling import average_pool, rescale
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.widths import reduced_features
@@ -46,19 +43,12 @@ class DenseImplicit(Mechanism):
         reduction: r; C / r is rounded down.
         dtype: of the gates' arithmetic, if wider than float32.
 
-    Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-
     Raises InputError where `reduction` leaves no channel.
     """
 
     reduction: int = 4
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "recalibrate"
-    variants = ("official",)
     namings = {
         "official": (
             ("w_ih.0.seq.0", "input_fc1", "linear"),
@@ -103,12 +93,12 @@ class DenseImplicit(Mechanism):
 
     def step(self, x: Array, carry: Carry, train: bool = False) -> tuple[Array, Carry]:
         """y, and the carry for the next map."""
-        require_maps(x)
+        self.require_maps(x)
         carry = self.cell(average_pool(x), carry)
         self.sow("intermediates", "attention", carry[0])
         return rescale(x, carry[0]), carry
 
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         y, _ = self.step(x, self.initial_carry(x), train)
         return y

@@ -1,15 +1,15 @@
 """Double attention: a few descriptors are gathered from the map and handed out to each position."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, variant
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError
-from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_default
+from flaxattn.layers.conv import kaiming_fan_out
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.widths import reduced_features
 
@@ -37,21 +37,14 @@ class DoubleAttention(Mechanism):
         num_descriptors: c_n, or None for as many as c_m.
         residual: add x, as the paper does; both known ports leave it to the caller.
 
-    Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-
     Raises InputError where `reduction` leaves no channel and for `num_descriptors` below one.
     """
 
     reduction: int = 4
     num_descriptors: int | None = None
     residual: bool = True
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "context"
-    variants = ("changzy00", "xmu")
     namings = {
         "changzy00": (),
         "xmu": (("conv_reconstruct", "proj"),),
@@ -59,18 +52,19 @@ class DoubleAttention(Mechanism):
 
     changzy00 = variant("changzy00's pytorch-attention: x is not added.", residual=False)
 
-    @classmethod
-    def xmu(cls, **fields) -> "DoubleAttention":
+    xmu = variant(
         """xmu-xiaoma666's External-Attention-pytorch as meant: x is not added.
 
         Its softmaxes name no axis and run over the batch, so that a sample's output depends on the
         others beside it; here they run over positions and descriptors.
-        """
-        return cls(**{"residual": False, "kernel_init": kaiming_fan_out, **fields})
+        """,
+        residual=False,
+        kernel_init=kaiming_fan_out,
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         features = x.shape[-1]
         hidden = reduced_features(features, self.reduction)
         count = hidden if self.num_descriptors is None else self.num_descriptors
@@ -78,13 +72,11 @@ class DoubleAttention(Mechanism):
             raise InputError(f"num_descriptors={count} is below one: use 1 or more.")
         dtype = self.dtype or x.dtype
         wide = at_least_float32(dtype)
+        conv = partial(self.convolution, dtype=dtype)
 
-        def conv(features: int, name: str) -> Conv:
-            return self.convolution(features, dtype=dtype, name=name)
-
-        values = conv(hidden, "convA")(x)
-        gather = jax.nn.softmax(conv(count, "convB")(x).astype(wide), axis=(1, 2))
-        distribute = jax.nn.softmax(conv(count, "convV")(x).astype(wide), axis=-1)
+        values = conv(hidden, name="convA")(x)
+        gather = jax.nn.softmax(conv(count, name="convB")(x).astype(wide), axis=(1, 2))
+        distribute = jax.nn.softmax(conv(count, name="convV")(x).astype(wide), axis=-1)
         self.sow("intermediates", "attention", {"gather": gather, "distribute": distribute})
 
         descriptors = jnp.einsum(
@@ -96,5 +88,5 @@ class DoubleAttention(Mechanism):
             distribute.astype(dtype),
             preferred_element_type=wide,
         )
-        y = conv(features, "proj")(y.astype(dtype)).astype(x.dtype)
+        y = conv(features, name="proj")(y.astype(dtype)).astype(x.dtype)
         return x + y if self.residual else y

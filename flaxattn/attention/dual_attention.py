@@ -3,14 +3,11 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.attention.parts.bottleneck import bottleneck
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.pooling import average_pool, rescale
@@ -53,8 +50,7 @@ class DualAttention(Mechanism):
             next to no gradient passes. Set both initialisers to `kaiming_fan_out` for the
             article's scheme.
 
-    Deviations: LiteDualAttention has no forward in the article; `lite` has DualAttention's. Biases
-    start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    Deviations: LiteDualAttention has no forward in the article; `lite` has DualAttention's.
 
     Raises InputError where `reduction` leaves no channel, and for a `drop_rate`, `alpha` or `beta`
     outside [0, 1].
@@ -68,21 +64,8 @@ class DualAttention(Mechanism):
     spatial: bool = True
     drop_rate: float = 0.0
     spatial_kernel_init: Initializer = torch_default
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "recalibrate"
-    variants = (
-        "article_s3",
-        "article_s3_dropout",
-        "lite",
-        "channel_only",
-        "classification",
-        "detection",
-        "segmentation",
-    )
     namings = {"articles": ()}
 
     article_s3 = variant("Article 3's DualAttention; the default.")
@@ -106,7 +89,7 @@ class DualAttention(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         if not 0 <= self.drop_rate <= 1:
             raise InputError(f"drop_rate={self.drop_rate} must be a probability: use 0 to 1.")
         for name, strength in (("alpha", self.alpha), ("beta", self.beta)):

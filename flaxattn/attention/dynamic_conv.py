@@ -1,16 +1,17 @@
 """Dynamic convolution: attention over kernels."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
-from flaxattn.attention.mechanism import AsConvolution, Mechanism
-from flaxattn.attention.parts.maps import require_maps
+from flaxattn.attention.mechanism import AsConvolution, Mechanism, variant
 from flaxattn.attention.parts.mixture import mixed_convolution
 from flaxattn.errors import InputError
-from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_default
+from flaxattn.layers.conv import Initializer, kaiming_fan_out, torch_default
 from flaxattn.layers.pooling import average_pool
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.widths import reduced_features
@@ -49,7 +50,7 @@ class DynamicConv(Mechanism):
         fc_init: of fc1 and fc2; `kernel_init` is of each of the K kernels.
 
     Deviations: no code of the authors was found, and the paper does not say which layers of the
-    attention have biases: they are the port's. Biases start at zero.
+    attention have biases: they are the port's.
 
     Raises InputError for an even kernel, sizes that are not integers or below one, groups that do
     not divide the channels, no kernel at all, a temperature that is not positive, and where
@@ -67,13 +68,8 @@ class DynamicConv(Mechanism):
     use_bias: bool = True
     temperature: float = 1.0
     fc_init: Initializer = torch_default
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "convolution"
-    variants = ("port",)
     namings = {
         "port": (
             ("weight", "kernels", "stacked"),
@@ -83,19 +79,16 @@ class DynamicConv(Mechanism):
         ),
     }
 
-    @classmethod
-    def port(cls, features: int, **fields) -> "DynamicConv":
+    port = variant(
         """The popular PyTorch port (kaijieshi7): a wider hidden layer, other initial weights.
 
         Its temperature starts at 34, see `stepped_temperature_at`.
-        """
-        given = {
-            "port_width": True,
-            "temperature": 34.0,
-            "fc_init": kaiming_fan_out,
-            "kernel_init": nn.initializers.variance_scaling(2.0, "fan_in", "uniform"),
-        }
-        return cls(features, **{**given, **fields})
+        """,
+        port_width=True,
+        temperature=34.0,
+        fc_init=kaiming_fan_out,
+        kernel_init=nn.initializers.variance_scaling(2.0, "fan_in", "uniform"),
+    )
 
     @property
     def as_convolution(self) -> AsConvolution:
@@ -106,7 +99,7 @@ class DynamicConv(Mechanism):
     def __call__(
         self, x: Array, train: bool = False, temperature: ArrayLike | None = None
     ) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         wide = at_least_float32(self.dtype or x.dtype)
         if temperature is None:
             temperature = self.temperature
@@ -117,19 +110,15 @@ class DynamicConv(Mechanism):
         if self.num_kernels < 1:
             raise InputError(f"num_kernels={self.num_kernels} is below one: use 1 or more.")
 
-        def fc(width: int, name: str, use_bias: bool) -> Conv:
-            return self.convolution(
-                width,
-                use_bias=use_bias,
-                precision=lax.Precision.HIGHEST,
-                dtype=wide,
-                kernel_init=self.fc_init,
-                name=name,
-            )
-
+        fc = partial(
+            self.convolution,
+            precision=lax.Precision.HIGHEST,
+            dtype=wide,
+            kernel_init=self.fc_init,
+        )
         pooled = average_pool(x)[:, None, None, :]
-        hidden = jax.nn.relu(fc(self._hidden_width(x.shape[-1]), "fc1", False)(pooled))
-        logits = fc(self.num_kernels, "fc2", True)(hidden)[:, 0, 0, :]
+        fc1 = fc(self._hidden_width(x.shape[-1]), use_bias=False, name="fc1")
+        logits = fc(self.num_kernels, name="fc2")(jax.nn.relu(fc1(pooled)))[:, 0, 0, :]
         weights = jax.nn.softmax(logits / jnp.asarray(temperature, logits.dtype), axis=-1)
         self.sow("intermediates", "attention", weights)
         return mixed_convolution(self, x, weights)

@@ -3,14 +3,11 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, Neutral, variant
-from flaxattn.attention.parts.maps import require_maps
-from flaxattn.layers.conv import Initializer, kaiming_fan_in, torch_default
+from flaxattn.layers.conv import kaiming_fan_in
 from flaxattn.layers.pooling import average_pool, max_pool, mean_of, rescale
 from flaxattn.layers.precision import at_least_float32
 
@@ -39,20 +36,14 @@ class EffectiveSqueezeExcite(Mechanism):
     The paper is recalled to write a plain sigmoid, which was not checked against its text; the
     default is the hard one of its released code.
 
-    Deviations: biases start at zero, where torch draws them from U(-1/sqrt(fan_in),
-    1/sqrt(fan_in)). A maximum's gradient goes to the first position that holds it, in timm evenly
-    to all of them.
+    Deviation: a maximum's gradient goes to the first position that holds it, in timm evenly to all
+    of them.
     """
 
     gate_activation: Callable[[Array], Array] = jax.nn.hard_sigmoid
     add_max: bool = False
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "recalibrate"
-    variants = ("official", "timm", "timm_max")
     namings = {"official": (), "timm": ()}
 
     official = variant(
@@ -85,7 +76,7 @@ class EffectiveSqueezeExcite(Mechanism):
         return self.gate_activation(fc(pooled[:, None, None, :])[:, 0, 0, :])
 
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         z = average_pool(x)
         gate = self.gate(mean_of([z, max_pool(x)]) if self.add_max else z)
         self.sow("intermediates", "attention", gate)

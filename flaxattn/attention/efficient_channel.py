@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
-from jax.typing import DTypeLike
 
-from flaxattn.attention.mechanism import Neutral, variant
+from flaxattn.attention.mechanism import Neutral, Part, variant
 from flaxattn.attention.parts.channel_gate import ChannelGate
 from flaxattn.errors import InputError, unknown
-from flaxattn.layers.conv import Initializer, require_odd, torch_default
+from flaxattn.layers.conv import require_odd
 from flaxattn.layers.cpu_conv import Geometry, native
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.widths import reduced_features
@@ -48,8 +47,7 @@ class EfficientChannel(ChannelGate):
     ignores its `channel` argument. The authors' trained ResNet-50 has k = 3, 5, 5, 7 by stage; the
     rule gives 5, 5, 5, 7 for what the blocks put out (256 to 2048 channels) and 3, 5, 5, 5 for
     their inner width (64 to 512), so give `kernel_size` to load it. Deviations from the paper:
-    none, but for circular padding and `reduction`, whose biases start at zero, where torch draws
-    them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    none, but for circular padding and `reduction`.
 
     Raises InputError for an even kernel size or minimum, a gamma that is not positive, an unknown
     padding, a circular kernel that goes round the channels more than once, and a reduction below
@@ -62,12 +60,7 @@ class EfficientChannel(ChannelGate):
     min_kernel_size: int = 1
     padding: str = "zeros"
     reduction: int | None = None
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
 
-    variants = ("article_s0", "article_s2", "official", "timm", "timm_mlp", "circular")
     namings = {
         "articles": (),
         "official": (),
@@ -85,18 +78,19 @@ class EfficientChannel(ChannelGate):
         "timm's EcaModule(channels): the rule, and at least three neighbours.", min_kernel_size=3
     )
     timm_mlp = variant(
-        'timm\'s EcaModule(channels, use_mlp=True), its "ecam": two layers with biases.',
+        """timm's EcaModule(channels, use_mlp=True), its "ecam": two layers with biases.""",
         **timm.defaults,
         reduction=8,
     )
 
-    @classmethod
-    def circular(cls, **fields) -> "EfficientChannel":
+    circular = variant(
         """Efficient channel attention whose first and last channels are neighbours.
 
         timm's CecaModule(channels): the rule, and at least three neighbours; no paper.
-        """
-        return cls(**{"padding": "circular", "min_kernel_size": 3, **fields})
+        """,
+        padding="circular",
+        min_kernel_size=3,
+    )
 
     @property
     def neutral(self) -> Neutral:
@@ -111,7 +105,7 @@ class EfficientChannel(ChannelGate):
         kernel_size = require_odd(self._kernel_size(features))
         reach = kernel_size // 2
         dtype = at_least_float32(self.dtype or pooled.dtype)
-        z = pooled[:, :, None]
+        z = pooled[:, :, None].astype(dtype)
         if self.reduction is not None:
             hidden = reduced_features(features, self.reduction, divisor=8, round_limit=0.9)
             highest = lax.Precision.HIGHEST
@@ -127,7 +121,6 @@ class EfficientChannel(ChannelGate):
             kernel_size,
             use_bias=self.reduction is not None,
             name="conv" if self.reduction is None else "conv2",
-            dtype=dtype,
             **self.initialisers,
         )
         return jax.nn.sigmoid(last(jnp.pad(z, ((0, 0), (reach, reach), (0, 0)), mode=mode)))
@@ -144,7 +137,7 @@ class EfficientChannel(ChannelGate):
         return max(size if size % 2 else size + 1, at_least)
 
 
-class _AlongChannels(nn.Module):
+class _AlongChannels(Part):
     """A convolution over padded channels to one value each: (N, C + k - 1, h) -> (N, C).
 
     Parameters as of a `Conv` of one axis.
@@ -152,22 +145,16 @@ class _AlongChannels(nn.Module):
 
     kernel_size: int
     use_bias: bool
-    dtype: DTypeLike
-    param_dtype: DTypeLike
-    kernel_init: Initializer
-    bias_init: Initializer
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
         shape = (self.kernel_size, z.shape[-1], 1)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype).astype(self.dtype)
-        y = lax.platform_dependent(
-            z.astype(self.dtype), kernel, tpu=_sum_of_taps, default=_convolved
-        )
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype).astype(z.dtype)
+        y = lax.platform_dependent(z, kernel, tpu=_sum_of_taps, default=_convolved)
         if not self.use_bias:
             return y
         bias = self.param("bias", self.bias_init, (1,), self.param_dtype)
-        return y + bias.astype(self.dtype)[None]
+        return y + bias.astype(z.dtype)[None]
 
 
 def _convolved(z: Array, kernel: Array) -> Array:

@@ -1,17 +1,15 @@
 """Efficient local attention."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, variant
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError
-from flaxattn.layers.conv import Conv, Initializer, torch_default
+from flaxattn.layers.conv import Conv
 from flaxattn.layers.norm import GroupNorm
 from flaxattn.layers.pooling import rescale, strip_pool
 from flaxattn.layers.precision import at_least_float32
@@ -67,13 +65,8 @@ class EfficientLocal(Mechanism):
     activation: Callable[[Array], Array] | None = None
     use_bias: bool = False
     skip: bool = False
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "recalibrate"
-    variants = ("tiny", "base", "small", "large", "timm")
     namings = {
         "circulating": (),
         "timm": (),
@@ -92,7 +85,7 @@ class EfficientLocal(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         features = x.shape[-1]
         for field in ("channels_per_group", "num_groups"):
             value = getattr(self, field)
@@ -103,24 +96,15 @@ class EfficientLocal(Mechanism):
                 )
         dtype = at_least_float32(self.dtype or x.dtype)
 
-        def conv(kernel_size: int | tuple[int, int], name: str) -> Conv:
-            return self.convolution(
-                features,
-                kernel_size,
-                groups=features // self.channels_per_group,
-                use_bias=self.use_bias,
-                precision=lax.Precision.HIGHEST,
-                dtype=dtype,
-                name=name,
-            )
-
-        def norm(name: str) -> nn.Module:
-            return GroupNorm(
-                self.num_groups,
-                dtype=dtype,
-                param_dtype=self.param_dtype,
-                name=name,
-            )
+        conv = partial(
+            self.convolution,
+            features,
+            groups=features // self.channels_per_group,
+            use_bias=self.use_bias,
+            precision=lax.Precision.HIGHEST,
+            dtype=dtype,
+        )
+        norm = partial(GroupNorm, self.num_groups, dtype=dtype, param_dtype=self.param_dtype)
 
         def gate(strips: Array, conv: Conv, norm: nn.Module) -> Array:
             along = strips.reshape(len(strips), -1, features) if self.shared else strips
@@ -132,10 +116,10 @@ class EfficientLocal(Mechanism):
         rows, columns = strip_pool(x)
         k = self.kernel_size
         if self.shared:
-            by_rows = by_columns = conv(k, "conv"), norm("gn")
+            by_rows = by_columns = conv(k, name="conv"), norm(name="gn")
         else:
-            by_rows = conv((k, 1), "conv_h"), norm("norm_h")
-            by_columns = conv((1, k), "conv_w"), norm("norm_w")
+            by_rows = conv((k, 1), name="conv_h"), norm(name="norm_h")
+            by_columns = conv((1, k), name="conv_w"), norm(name="norm_w")
         height, width = gate(rows, *by_rows), gate(columns, *by_columns)
         self.sow("intermediates", "attention", {"height": height, "width": width})
         y = rescale(x, height, width)

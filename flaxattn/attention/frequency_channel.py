@@ -7,13 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import Array, lax
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, Neutral, variant
 from flaxattn.attention.parts.bottleneck import bottleneck
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError, unknown
-from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.pooling import rescale
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.resize import bin_averages
@@ -81,12 +78,8 @@ class FrequencyChannel(Mechanism):
     reduction: int = 16
     frequencies: str = "top16"
     dct_size: int | Sequence[int] | None = None
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
 
     role = "recalibrate"
-    variants = ("official",)
     namings = {
         "official": (
             ("fc.0", "fc1", "linear"),
@@ -94,18 +87,15 @@ class FrequencyChannel(Mechanism):
             ("dct_layer.weight", "", "derived"),
         ),
     }
+    neutral = Neutral(("fc2",), gain=2.0)
 
     official = variant(
         "The authors' MultiSpectralAttentionLayer, which wants its dct_size; the default."
     )
 
-    @property
-    def neutral(self) -> Neutral:
-        return Neutral(("fc2",), gain=2.0)
-
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         if self.frequencies not in FREQUENCIES:
             raise unknown("frequencies", self.frequencies, FREQUENCIES)
         frequencies = FREQUENCIES[self.frequencies]

@@ -3,10 +3,8 @@
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, Neutral, variant
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError, unknown
 from flaxattn.layers.conv import Initializer
 from flaxattn.layers.pooling import rescale
@@ -46,26 +44,19 @@ class GatedChannel(Mechanism):
 
     embedding: str = "l2"
     epsilon: float = 1e-5
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
     scale_init: Initializer = nn.initializers.zeros
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "recalibrate"
-    variants = ("official",)
     namings = {
         "official": tuple((name, name, "1n11") for name in ("alpha", "gamma", "beta")),
     }
+    neutral = Neutral(("gamma", "beta"))
 
     official = variant("The authors' PyTorch GCT; the default.")
 
-    @property
-    def neutral(self) -> Neutral:
-        return Neutral(("gamma", "beta"))
-
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         if self.embedding not in EMBEDDINGS:
             raise unknown("embedding", self.embedding, EMBEDDINGS)
         if not self.epsilon > 0:

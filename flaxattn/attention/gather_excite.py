@@ -4,16 +4,12 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
-from flaxattn.attention.mechanism import Mechanism, variant
+from flaxattn.attention.mechanism import Mechanism, Part, variant
 from flaxattn.attention.parts.bottleneck import bottleneck
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError, unknown
-from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import average_pool, rescale
 from flaxattn.layers.precision import at_least_float32
@@ -61,7 +57,6 @@ class GatherExcite(Mechanism):
     Deviations: the authors published networks of global extent only, and use their order of layers
     at every extent here. They draw the gathering kernels from N(0, 2 / fan_in) and the MLP's from
     N(0, 0.01^2). timm pads the convolution over the map to return a map; that one is not here.
-    Biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
     Raises InputError for an unknown `gather`, an `extent` that is not a power of two, a `reduction`
     that leaves no channel, a map of another size than the kernel that gathers it, and, where the
@@ -74,14 +69,9 @@ class GatherExcite(Mechanism):
     gather_relu: bool = True
     reduction: int = 16
     divisor: int | None = None
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] = partial(BatchNorm, momentum=0.95)
 
     role = "recalibrate"
-    variants = ("theta_minus", "theta", "theta_plus", "timm")
     namings = {
         "timm": (
             *(
@@ -100,15 +90,17 @@ class GatherExcite(Mechanism):
         mlp=True,
     )
 
-    @classmethod
-    def timm(cls, **fields) -> "GatherExcite":
-        """timm's GatherExcite, which has an MLP unless told otherwise, and no ReLU before it."""
-        own = {"mlp": True, "gather_relu": False, "divisor": 1, "norm": BatchNorm}
-        return cls(**{**own, **fields})
+    timm = variant(
+        "timm's GatherExcite, which has an MLP unless told otherwise, and no ReLU before it.",
+        mlp=True,
+        gather_relu=False,
+        divisor=1,
+        norm=BatchNorm,
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         if self.gather not in _GATHERS:
             raise unknown("gather", self.gather, _GATHERS)
         if self.extent < 0 or self.extent == 1 or self.extent & (self.extent - 1):
@@ -149,14 +141,7 @@ class GatherExcite(Mechanism):
         dtype = self.dtype or x.dtype
         convs: list[Callable[[Array], Array]]
         if self.extent == 0:
-            convs = [
-                _WholeMap(
-                    param_dtype=self.param_dtype,
-                    kernel_init=self.kernel_init,
-                    dtype=dtype,
-                    name="conv1",
-                )
-            ]
+            convs = [_WholeMap(dtype=self.dtype, **self.initialisers, name="conv1")]
         else:
             convs = [
                 self.convolution(
@@ -176,12 +161,8 @@ class GatherExcite(Mechanism):
         return x
 
 
-class _WholeMap(nn.Module):
+class _WholeMap(Part):
     """A depthwise convolution whose kernel is as large as the map: (N, H, W, C) -> (N, 1, 1, C)."""
-
-    dtype: DTypeLike
-    param_dtype: DTypeLike
-    kernel_init: Initializer
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -197,6 +178,6 @@ class _WholeMap(nn.Module):
                 )
         shape = (height, width, 1, features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        wide = at_least_float32(self.dtype)
+        wide = at_least_float32(self.dtype or x.dtype)
         products = x.astype(wide) * kernel[None, :, :, 0, :].astype(wide)
         return products.sum((1, 2), keepdims=True)

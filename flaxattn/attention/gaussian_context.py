@@ -46,19 +46,17 @@ class GaussianContext(ChannelGate):
     width: float | Sequence[float] = 2.0
     epsilon: float = 1e-5
     variance_epsilon: float = 0.0
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
 
-    variants = ("learnable", "changzy00")
     namings = {"changzy00": ()}
 
     learnable = variant("The paper's GCT-B1: a learnt width.", width=(1.0, 4.0))
 
-    @classmethod
-    def changzy00(cls, **fields) -> "GaussianContext":
-        """The port in changzy00/pytorch-attention: exp(-z'^2), its c = 2 a factor, not a width."""
-        defaults = {"width": 0.5**0.5, "epsilon": 0.0, "variance_epsilon": 1e-5}
-        return cls(**{**defaults, **fields})
+    changzy00 = variant(
+        "The port in changzy00/pytorch-attention: exp(-z'^2), its c = 2 a factor, not a width.",
+        width=0.5**0.5,
+        epsilon=0.0,
+        variance_epsilon=1e-5,
+    )
 
     @nn.compact
     def gate(self, pooled: Array) -> Array:

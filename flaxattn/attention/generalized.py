@@ -1,19 +1,19 @@
 """Generalized attention: likeness, key content and relative position, each to be switched on."""
 
 import math
+from dataclasses import KW_ONLY
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
-from flaxattn.attention.mechanism import Mechanism, Neutral
+from flaxattn.attention.mechanism import Mechanism, Neutral, variant
 from flaxattn.attention.parts.attend import attend
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError
-from flaxattn.layers.conv import Conv, Initializer
+from flaxattn.layers.conv import Initializer
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.resize import resize_bilinear
 
@@ -75,33 +75,27 @@ class GeneralizedAttention(Mechanism):
     q_stride: int = 1
     kv_stride: int = 2
     query_chunk: int | None = None
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
+    _: KW_ONLY
     kernel_init: Initializer = lecun_uniform
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "context"
-    variants = ("mmcv",)
     namings = {
         "mmcv": (
             ("appr_geom_fc_x", "appr_geom_fc_x", "linear"),
             ("appr_geom_fc_y", "appr_geom_fc_y", "linear"),
         )
     }
+    neutral = Neutral(("gamma",))
 
-    @classmethod
-    def mmcv(cls, **fields) -> "GeneralizedAttention":
+    mmcv = variant(
         """mmcv's GeneralizedAttention as it is built by default: nine heads; mmdetection's
-        configurations of the paper's experiments have eight."""
-        return cls(**{"num_heads": 9, **fields})
-
-    @property
-    def neutral(self) -> Neutral:
-        return Neutral(("gamma",))
+        configurations of the paper's experiments have eight.""",
+        num_heads=9,
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         features = x.shape[-1]
         content, position, saliency, bias = self._terms()
         if features < self.num_heads:
@@ -116,13 +110,11 @@ class GeneralizedAttention(Mechanism):
         queries = x[:, :: self.q_stride, :: self.q_stride]
         sources = x[:, :: self.kv_stride, :: self.kv_stride]
         size, kv_size = queries.shape[1:3], sources.shape[1:3]
-
-        def conv(features: int, name: str, **fields) -> Conv:
-            return self.convolution(features, dtype=dtype, name=name, **fields)
+        conv = partial(self.convolution, dtype=dtype)
 
         def by_head(maps: Array, name: str) -> Array:
             """(N, h, w, C) -> (N, heads, h * w, d)."""
-            maps = conv(hidden, name, use_bias=False)(maps)
+            maps = conv(hidden, use_bias=False, name=name)(maps)
             return maps.reshape(len(x), -1, self.num_heads, per_head).swapaxes(1, 2)
 
         def vector(name: str) -> Array:
@@ -162,7 +154,9 @@ class GeneralizedAttention(Mechanism):
                 (1, "appr_geom_fc_x", "nhyxd,xkhd->nhyxk"),
             ):
                 embedding = self._embedding(size[axis], kv_size[axis], features)
-                relative = conv(hidden, name, use_bias=False)(jnp.asarray(embedding, dtype)[None])
+                relative = conv(hidden, use_bias=False, name=name)(
+                    jnp.asarray(embedding, dtype)[None]
+                )
                 relative = relative.reshape(size[axis], kv_size[axis], self.num_heads, per_head)
                 energy = jnp.einsum(product, by, relative, preferred_element_type=wide)
                 energy = energy.reshape(len(x), self.num_heads, length, -1)
@@ -177,7 +171,7 @@ class GeneralizedAttention(Mechanism):
             query_chunk=self.query_chunk,
         ).astype(dtype)
         size = size if length > 1 else (1, 1)
-        y = conv(features, "proj_conv")(y.swapaxes(1, 2).reshape(len(x), *size, hidden))
+        y = conv(features, name="proj_conv")(y.swapaxes(1, 2).reshape(len(x), *size, hidden))
         y = y.astype(wide)
         if self.q_stride > 1:
             y = resize_bilinear(y, x.shape[1:3])

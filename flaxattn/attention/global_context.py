@@ -1,17 +1,16 @@
 """Global context: one pooled vector, transformed, for all positions."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, Neutral, variant
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError, unknown
-from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_in, torch_default
+from flaxattn.layers.conv import Conv, kaiming_fan_in
 from flaxattn.layers.norm import LayerNorm
 from flaxattn.layers.pooling import average_pool
 from flaxattn.layers.precision import at_least_float32
@@ -59,9 +58,6 @@ class GlobalContext(Mechanism):
     The kernel of conv_mask is drawn from N(0, 2 / C), as by the authors and timm, whatever
     `kernel_init` is.
 
-    Deviation: other biases start at zero, where torch draws them from
-    U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-
     Raises InputError where `reduction` leaves no channel, for an `epsilon` not above zero, and for
     unknown pools, fusions and zero_init.
     """
@@ -73,13 +69,8 @@ class GlobalContext(Mechanism):
     activation: Callable[[Array], Array] = jax.nn.relu
     epsilon: float = 1e-5
     zero_init: str = "layer"
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "context"
-    variants = ("official", "timm", "timm_add")
     namings = {
         "official": (
             ("channel_add_conv.1", "channel_add_conv_1", "n11"),
@@ -98,17 +89,20 @@ class GlobalContext(Mechanism):
 
     official = variant("The authors' ContextBlock; the default.")
 
-    @classmethod
-    def timm(cls, **fields) -> "GlobalContext":
-        """timm's GlobalContext, its "gc": scales, with another width, epsilon and start."""
-        own = {"fusions": ("scale",), "zero_init": "nothing"}
-        return cls(**{"reduction": 8, "divisor": 1, "epsilon": 1e-6, **own, **fields})
+    timm = variant(
+        """timm's GlobalContext, its "gc": scales, with another width, epsilon and start.""",
+        reduction=8,
+        divisor=1,
+        epsilon=1e-6,
+        fusions=("scale",),
+        zero_init="nothing",
+    )
 
-    @classmethod
-    def timm_add(cls, **fields) -> "GlobalContext":
+    timm_add = variant(
         """timm's GlobalContext that adds, its "gca": no identity at first, for only the last
-        kernel starts at zero."""
-        return cls.timm(**{"fusions": ("add",), "zero_init": "kernel", **fields})
+        kernel starts at zero.""",
+        **{**timm.defaults, "fusions": ("add",), "zero_init": "kernel"},
+    )
 
     @property
     def neutral(self) -> Neutral:
@@ -117,7 +111,7 @@ class GlobalContext(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         self._require_legal_fields()
         hidden = reduced_features(x.shape[-1], self.reduction, divisor=self.divisor)
         dtype = self.dtype or x.dtype
@@ -149,32 +143,28 @@ class GlobalContext(Mechanism):
 
     def _transform(self, pooled: Array, hidden: int, branch: str) -> Array:
         """W2 activation(layer_norm(W1 z)): (N, C) -> (N, C)."""
-
-        def conv(features: int, kernel_init: Initializer, bias_init: Initializer, name: str):
-            return self.convolution(
-                features,
-                precision=lax.Precision.HIGHEST,
-                dtype=pooled.dtype,
-                kernel_init=kernel_init,
-                bias_init=bias_init,
-                name=name,
-            )
+        conv = partial(self.convolution, precision=lax.Precision.HIGHEST, dtype=pooled.dtype)
 
         def drawn_as_torch(key, shape, dtype=jnp.float32):
             bound = hidden**-0.5
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
         zeros = nn.initializers.zeros
-        last_kernel = self.kernel_init if self.zero_init == "nothing" else zeros
-        last_bias = {"layer": zeros, "kernel": drawn_as_torch, "nothing": self.bias_init}
-        first = conv(hidden, self.kernel_init, self.bias_init, f"{branch}_0")
+        biases = {"layer": zeros, "kernel": drawn_as_torch, "nothing": self.bias_init}
+        kernel_init = self.kernel_init if self.zero_init == "nothing" else zeros
+        first = conv(hidden, name=f"{branch}_0")
         norm = LayerNorm(
             epsilon=self.epsilon,
             dtype=pooled.dtype,
             param_dtype=self.param_dtype,
             name=f"{branch}_1",
         )
-        last = conv(pooled.shape[-1], last_kernel, last_bias[self.zero_init], f"{branch}_3")
+        last = conv(
+            pooled.shape[-1],
+            kernel_init=kernel_init,
+            bias_init=biases[self.zero_init],
+            name=f"{branch}_3",
+        )
         z = pooled[:, None, None, :]
         return last(self.activation(norm(first(z))))[:, 0, 0, :]
 

@@ -1,20 +1,20 @@
 """Self-attention within blocks and their halos in a convolution's place, as in HaloNet."""
 
 import math
+from dataclasses import KW_ONLY
+from functools import partial
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
-from flaxattn.attention.mechanism import Mechanism
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.attention.parts.attend import attend
 from flaxattn.attention.parts.blocks import block_means, cut, cut_with_halo, join, require_divisor
 from flaxattn.attention.parts.heads import head_features, key_features, merge_heads, split_heads
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.attention.parts.relative_position import RelativePosition
 from flaxattn.errors import InputError
-from flaxattn.layers.conv import Conv, Initializer
+from flaxattn.layers.conv import Initializer
 
 
 class HaloAttention(Mechanism):
@@ -67,23 +67,17 @@ class HaloAttention(Mechanism):
     qkv_bias: bool = False
     average_down: bool = False
     scale_pos_embed: bool = False
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
+    _: KW_ONLY
     kernel_init: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "convolution"
-    variants = ("timm",)
     namings = {"timm": ()}
 
-    @classmethod
-    def timm(cls, features: int, **fields) -> "HaloAttention":
-        """timm's HaloAttn; the default."""
-        return cls(features, **fields)
+    timm = variant("timm's HaloAttn; the default.")
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         _, height, width, _ = x.shape
         require_divisor("block_size", self.block_size, height, width)
         require_divisor("strides", self.strides, height, width)
@@ -98,20 +92,13 @@ class HaloAttention(Mechanism):
         block = self.block_size // step
         scale = 1 / math.sqrt(depth)
 
-        def conv(features: int, strides: int, name: str) -> Conv:
-            return self.convolution(
-                features,
-                strides=strides,
-                use_bias=self.qkv_bias,
-                dtype=self.dtype or x.dtype,
-                name=name,
-            )
+        conv = partial(self.convolution, use_bias=self.qkv_bias, dtype=self.dtype or x.dtype)
 
         def heads_first(blocks: Array) -> Array:
             return jnp.moveaxis(split_heads(blocks, heads), 2, 1)
 
-        query = heads_first(cut(conv(heads * depth, step, "q")(x), block))
-        key_value = conv(heads * (depth + values), 1, "kv")(x)
+        query = heads_first(cut(conv(heads * depth, strides=step, name="q")(x), block))
+        key_value = conv(heads * (depth + values), name="kv")(x)
         # Each head's keys and values lie side by side.
         key, value = jnp.split(
             heads_first(cut_with_halo(key_value, self.block_size, self.halo_size)), (depth,), -1

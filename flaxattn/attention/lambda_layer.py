@@ -1,6 +1,7 @@
 """Lambda layer: content and positions made into a linear function of the query."""
 
 from collections.abc import Callable
+from dataclasses import KW_ONLY
 from typing import Any
 
 import jax
@@ -8,12 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
-from flaxattn.attention.mechanism import Mechanism
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.attention.parts.blocks import block_means, require_divisor
 from flaxattn.attention.parts.heads import head_features
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.attention.parts.relative_position import sized_param
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Initializer, require_odd
@@ -65,24 +64,18 @@ class LambdaLayer(Mechanism):
     key_features: int = 16
     kernel_size: int | None = 23
     qkv_bias: bool = False
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-    bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] = BatchNorm
+    _: KW_ONLY
+    kernel_init: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
     role = "convolution"
-    variants = ("timm",)
     namings = {"timm": ()}
 
-    @classmethod
-    def timm(cls, features: int, **fields) -> "LambdaLayer":
-        """timm's LambdaLayer: e knows 9x9 positions."""
-        return cls(features, **{"kernel_size": 9, **fields})
+    timm = variant("timm's LambdaLayer: e knows 9x9 positions.", kernel_size=9)
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         batch, height, width, _ = x.shape
         require_divisor("strides", self.strides, height, width)
         depth = self.key_features

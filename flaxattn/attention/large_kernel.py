@@ -2,14 +2,11 @@
 
 from functools import partial
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
-from flaxattn.attention.mechanism import Mechanism
-from flaxattn.attention.parts.maps import require_maps
-from flaxattn.layers.conv import Initializer, kaiming_fan_in, torch_default
+from flaxattn.attention.mechanism import Mechanism, variant
+from flaxattn.layers.conv import kaiming_fan_in
 from flaxattn.layers.pooling import rescale
 from flaxattn.layers.precision import at_least_float32
 
@@ -32,31 +29,23 @@ class LargeKernel(Mechanism):
 
     VAN's block has a 1x1 convolution and GELU before this layer, and a 1x1 convolution and a
     shortcut after it; they are not part of it.
-
-    Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
     """
 
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
-
     role = "recalibrate"
-    variants = ("official",)
     namings = {"official": ()}
 
-    @classmethod
-    def official(cls, **fields) -> "LargeKernel":
+    official = variant(
         """The authors' AttentionModule as their VAN starts it.
 
         That is N(0, 2 * groups / (k^2 * channels out)), here where as many channels come in also
         `kaiming_fan_in`.
-        """
-        return cls(**{"kernel_init": kaiming_fan_in, **fields})
+        """,
+        kernel_init=kaiming_fan_in,
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         features = x.shape[-1]
         dtype = self.dtype or x.dtype
         conv = partial(self.convolution, features, dtype=dtype)

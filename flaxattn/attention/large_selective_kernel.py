@@ -6,13 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, variant
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.attention.spatial_attention import channel_max, channel_mean
 from flaxattn.errors import InputError
-from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.pooling import rescale
 from flaxattn.layers.precision import at_least_float32
 
@@ -37,27 +34,20 @@ class LargeSelectiveKernel(Mechanism):
     (1, 1, C, C / 2), conv_squeeze kernel (7, 7, 2, 2), conv kernel (1, 1, C / 2, C), and their
     biases. Sows {"branches": s (N, H, W, 2), "map": a (N, H, W, C)}.
 
-    Deviations: biases start at zero, where torch draws them from U(-1/sqrt(fan_in),
-    1/sqrt(fan_in)). The authors' whole network draws all kernels from
-    N(0, 2 * groups / (k^2 * channels out)).
+    Deviation: the authors' whole network draws all kernels from N(0, 2 * groups / (k^2 * channels
+    out)).
 
     Raises InputError for an odd number of channels.
     """
 
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
-
     role = "recalibrate"
-    variants = ("official",)
     namings = {"official": ()}
 
     official = variant("The authors' LSKblock; the default.")
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         features = x.shape[-1]
         if features % 2:
             raise InputError(

@@ -2,15 +2,12 @@
 
 from functools import partial
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, variant
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError
-from flaxattn.layers.conv import Initializer, kaiming_fan_in, torch_default
+from flaxattn.layers.conv import kaiming_fan_in
 from flaxattn.layers.pooling import rescale
 from flaxattn.layers.precision import at_least_float32
 
@@ -48,20 +45,13 @@ class LargeSeparableKernel(Mechanism):
         kernel_size: k, pixels seen along either axis: 7, 11, 23, 35, 41 or 53. 23 is what
             `LargeKernel` sees.
 
-    Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-
     Raises InputError for any other `kernel_size`; the authors' code then makes a layer without
     convolutions, which fails when it is first called.
     """
 
     kernel_size: int = 23
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "recalibrate"
-    variants = ("official",)
     namings = {"official": ()}
 
     official = variant(
@@ -71,7 +61,7 @@ class LargeSeparableKernel(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         if self.kernel_size not in KERNELS:
             *sizes, last = KERNELS
             raise InputError(

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import variant
 from flaxattn.attention.parts.channel_gate import ChannelGate
@@ -64,12 +63,8 @@ class LinearContext(ChannelGate):
 
     groups: int = 8
     epsilon: float = 1e-5
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
     scale_init: Initializer = nn.initializers.ones
-    bias_init: Initializer = nn.initializers.zeros
 
-    variants = ("changzy00",)
     namings = {"changzy00": ()}
 
     changzy00 = variant("The port in changzy00/pytorch-attention; the default.")

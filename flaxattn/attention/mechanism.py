@@ -5,11 +5,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.layers.conv import Conv
+from flaxattn.errors import InputError
+from flaxattn.layers.conv import Conv, Initializer, torch_default
 
 Role = Literal["recalibrate", "context", "convolution", "head"]
 # A class, a classmethod that makes one of its layers, or a `functools.partial` of either.
@@ -49,14 +51,28 @@ class AsConvolution(NamedTuple):
     gain: float = 1.0
 
 
-class Part(nn.Module):
-    """A module that hands the dtype and the initialisers of its parameters down."""
+class Part(nn.Module, kw_only=True):
+    """A module that hands the dtype and the initialisers of its parameters down.
+
+    Fields, all given by keyword:
+        dtype: of its arithmetic; each class says of which part, and what None stands for.
+        param_dtype: of its parameters.
+        kernel_init: of its kernels, by default torch's for convolutions and linear layers.
+        bias_init: of its biases, which start at zero where torch draws them from
+            U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+
+    The last two are not about normalisations, and say nothing where no kernel or bias is.
+    """
+
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = torch_default
+    bias_init: Initializer = nn.initializers.zeros
 
     @property
     def initialisers(self) -> dict[str, Any]:
-        """Those of its fields that its submodules have too: param_dtype, kernel_init, bias_init."""
-        names = ("param_dtype", "kernel_init", "bias_init")
-        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+        """Those of its fields that its submodules have too."""
+        return {name: getattr(self, name) for name in ("param_dtype", "kernel_init", "bias_init")}
 
     @nn.nowrap
     def convolution(
@@ -72,7 +88,7 @@ class Mechanism(Part):
     Class attributes:
         role: where it may stand. "recalibrate" and "context" keep the shape of their map,
             "convolution" replaces one, "head" changes the number of channels.
-        variants: the names of its classmethods that make a reference's form of it.
+        variants: the names of its classmethods, each of which makes a reference's form of it.
         timm_pairs: whether timm's blocks that have it keep each of their other convolutions in one
             module with its norm, as conv3.conv and conv3.bn.
         step: of a layer that carries a state from map to map: step(x, carry, train) -> (y, carry),
@@ -86,6 +102,11 @@ class Mechanism(Part):
     variants: ClassVar[tuple[str, ...]] = ()
     timm_pairs: ClassVar[bool] = False
     step: ClassVar[Callable[..., tuple[Array, Any]] | None] = None
+
+    def __init_subclass__(cls, **options: Any):
+        made = [name for name, value in vars(cls).items() if isinstance(value, classmethod)]
+        cls.variants = tuple(dict.fromkeys((*cls.variants, *made)))
+        super().__init_subclass__(**options)
 
     @property
     def namings(self) -> Namings:
@@ -115,6 +136,27 @@ class Mechanism(Part):
         """
         return None
 
+    @nn.nowrap
+    def require_maps(self, x: Array, spatial: tuple[int, ...] = (2,)) -> None:
+        """InputError unless x is (N, H, W, C) of a floating dtype.
+
+        `spatial` holds the legal numbers of spatial axes, for layers that take sequences or videos
+        too.
+        """
+        if x.ndim - 2 not in spatial:
+            wanted = "(N, H, W, C)"
+            if spatial != (2,):
+                wanted = f"(N, *spatial, C) with {spatial[0]} to {spatial[-1]} spatial axes"
+            raise InputError(
+                f"x of shape {x.shape} is not {wanted}: give it its batch axis, x[None] for a "
+                f"single map, and its channels last."
+            )
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise InputError(
+                f"x is of dtype {x.dtype}, and attention takes floating ones, such as float32 or "
+                f"bfloat16: convert it, as by x.astype(jnp.float32) / 255 for an image's bytes."
+            )
+
 
 _SAYS_NOTHING = Mechanism(parent=None)
 
@@ -142,8 +184,8 @@ class variant(classmethod):
     def __init__(self, summary: str, **defaults: Any):
         self.defaults = defaults
 
-        def make(cls: type[nn.Module], **fields: Any) -> nn.Module:
-            return cls(**{**defaults, **fields})
+        def make(cls: type[nn.Module], *args: Any, **fields: Any) -> nn.Module:
+            return cls(*args, **{**defaults, **fields})
 
         make.__doc__ = summary
         super().__init__(make)

@@ -1,19 +1,18 @@
 """Global multi-head self-attention, as in Transformers and ViT."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.attention.parts.attend import attend
 from flaxattn.attention.parts.heads import head_features, merge_heads, split_parts
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError
-from flaxattn.layers.conv import Initializer, torch_default
 
 
 class MultiHeadAttention(Mechanism):
@@ -46,7 +45,6 @@ class MultiHeadAttention(Mechanism):
             memory grows with HW * query_chunk instead of (HW)^2 (see `attend`).
 
     Deviation: kernels are drawn as torch's nn.Linear draws them; ViT's authors use Xavier's bounds.
-    Biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
     Raises InputError where `num_heads` does not divide C, for a mask of another shape or dtype, and
     for a `query_chunk` below one.
@@ -55,13 +53,8 @@ class MultiHeadAttention(Mechanism):
     num_heads: int = 8
     qkv_bias: bool = True
     query_chunk: int | None = None
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "context"
-    variants = ("timm",)
     namings = {
         "timm": (),
         "torch": (
@@ -77,13 +70,12 @@ class MultiHeadAttention(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         batch, height, width, features = x.shape
         depth = head_features(features, self.num_heads)
 
-        def dense(width: int, use_bias: bool, name: str) -> nn.Dense:
-            dtype = self.dtype or x.dtype
-            return nn.Dense(width, use_bias, dtype=dtype, **self.initialisers, name=name)
+        dtype = self.dtype or x.dtype
+        dense: Callable[..., nn.Dense] = partial(nn.Dense, dtype=dtype, **self.initialisers)
 
         def softmax(energy: Array) -> Array:
             if mask is not None:
@@ -99,7 +91,7 @@ class MultiHeadAttention(Mechanism):
                 f"to attend to: pass booleans of shape {(batch, height * width)}."
             )
         tokens = x.reshape(batch, height * width, features)
-        projected = dense(3 * features, self.qkv_bias, "qkv")(tokens)
+        projected = dense(3 * features, use_bias=self.qkv_bias, name="qkv")(tokens)
         query, key, value = split_parts(projected, 3, self.num_heads)
         context = attend(
             self,
@@ -110,5 +102,5 @@ class MultiHeadAttention(Mechanism):
             normalise=softmax,
             query_chunk=self.query_chunk,
         )
-        y = dense(features, True, "proj")(merge_heads(context.astype(self.dtype or x.dtype)))
+        y = dense(features, name="proj")(merge_heads(context.astype(dtype)))
         return y.reshape(x.shape).astype(x.dtype)

@@ -7,13 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, Neutral, variant
 from flaxattn.attention.parts.attend import attend
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError, unknown
-from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_default
+from flaxattn.layers.conv import kaiming_fan_out
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import maximum
 from flaxattn.layers.precision import at_least_float32
@@ -74,9 +72,6 @@ class NonLocal(Mechanism):
         norm: what normalises W's output, or None; called as
             norm(dtype=..., param_dtype=..., name="bn")(y, train). Its scale should start at zero.
 
-    Deviations: biases start at zero, where torch draws them from U(-1/sqrt(fan_in),
-    1/sqrt(fan_in)).
-
     Raises InputError for unknown modes, sub-samplings and scales, for maps of none or more than
     three spatial axes, for maps that sub-sampling leaves empty, where `reduction` leaves no channel
     (AlexHex7 and mmcv then keep one), and for a `query_chunk` below one.
@@ -89,14 +84,9 @@ class NonLocal(Mechanism):
     scale: str | None = None
     out_bias: bool = True
     query_chunk: int | None = None
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] | None = zero_batch_norm
 
     role = "context"
-    variants = ("alexhex7", "mmcv", "official", "timm")
     namings = {
         # Both libraries count g and phi as members of a pair where a pool follows them.
         "alexhex7": (
@@ -151,11 +141,13 @@ class NonLocal(Mechanism):
         sub_sample="after",
     )
 
-    @classmethod
-    def mmcv(cls, **fields) -> "NonLocal":
+    mmcv = variant(
         """mmcv's NonLocal1d, 2d, 3d: no norm unless asked for, and then no bias before it:
-        norm=zero_batch_norm, out_bias=False."""
-        return cls(**{"scale": "hidden", "kernel_init": _small, "norm": None, **fields})
+        norm=zero_batch_norm, out_bias=False.""",
+        scale="hidden",
+        kernel_init=_small,
+        norm=None,
+    )
 
     timm = variant(
         "timm's NonLocalAttn: narrower, and energies scaled by the width of x.",
@@ -171,7 +163,7 @@ class NonLocal(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x, (1, 2, 3))
+        self.require_maps(x, (1, 2, 3))
         for given, kind, known in (
             (self.mode, "mode", MODES),
             (self.sub_sample, "sub_sample", (None, *SUB_SAMPLES)),
@@ -182,9 +174,7 @@ class NonLocal(Mechanism):
         batch, *spatial, features = x.shape
         hidden = reduced_features(features, self.reduction, divisor=self.divisor, round_limit=0.9)
         dtype = self.dtype or x.dtype
-
-        def conv(features: int, name: str, **fields) -> Conv:
-            return self.convolution(features, dtype=dtype, name=name, **fields)
+        conv = partial(self.convolution, dtype=dtype)
 
         def flat(maps: Array) -> Array:
             return maps.reshape(batch, -1, maps.shape[-1])
@@ -194,12 +184,12 @@ class NonLocal(Mechanism):
             for when in SUB_SAMPLES
         )
         sources = before(x)
-        value = flat(after(conv(hidden, "g")(sources)))
+        value = flat(after(conv(hidden, name="g")(sources)))
         if self.mode == "gaussian":
             query, key = flat(x.astype(dtype)), flat(after(sources).astype(dtype))
         else:
-            query = flat(conv(hidden, "theta")(x))
-            key = flat(after(conv(hidden, "phi")(sources)))
+            query = flat(conv(hidden, name="theta")(x))
+            key = flat(after(conv(hidden, name="phi")(sources)))
         if self.mode == "concatenation":
             query, key = self._separated(query, key)
 
@@ -212,18 +202,12 @@ class NonLocal(Mechanism):
         if self.mode == "embedded_gaussian" and self.scale is not None:
             scale = (hidden if self.scale == "hidden" else features) ** -0.5
         y = attend(
-            self,
-            query,
-            key,
-            value,
-            scale=scale,
-            normalise=normalise,
-            query_chunk=self.query_chunk,
+            self, query, key, value, scale=scale, normalise=normalise, query_chunk=self.query_chunk
         )
         y = y.astype(dtype).reshape(batch, *spatial, hidden)
 
-        zero_last = {} if self.norm is not None else {"kernel_init": nn.initializers.zeros}
-        y = conv(features, "out", use_bias=self.out_bias, **zero_last)(y)
+        init = self.kernel_init if self.norm is not None else nn.initializers.zeros
+        y = conv(features, use_bias=self.out_bias, kernel_init=init, name="out")(y)
         if self.norm is not None:
             wide = at_least_float32(dtype)
             y = self.norm(dtype=wide, param_dtype=self.param_dtype, name="bn")(y, train)

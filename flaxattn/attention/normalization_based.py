@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, variant
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.attention.parts.relative_position import require_size
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import rescale
@@ -50,12 +48,9 @@ class NormalizationBased(Mechanism):
     """
 
     spatial: bool = False
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
     norm: Callable[..., nn.Module] = BatchNorm
 
     role = "recalibrate"
-    variants = ("official", "channel_spatial")
     namings = {
         "official": (("Channel_Att.bn2", "bn2"), ("Spatial_Att.bn", "bn")),
         "official_channel": (),
@@ -69,7 +64,7 @@ class NormalizationBased(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         dtype = at_least_float32(self.dtype or x.dtype)
 
         def gate(x: Array, name: str) -> Array:

@@ -8,8 +8,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn.attention.mechanism import Mechanism
-from flaxattn.attention.parts.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.errors import InputError, unknown
 from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.norm import LayerNorm
@@ -61,7 +60,7 @@ class PolarizedAttention(Mechanism):
         dtype: of the projections, and of the gates if wider than float32.
 
     Deviations: the paper does not speak of biases, the default has them, as ports of its equations
-    do. Biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    do.
 
     Raises InputError for unknown `spatial_softmax` and `up`, and for fewer than 2 channels, or than
     8 with "bottleneck".
@@ -72,13 +71,8 @@ class PolarizedAttention(Mechanism):
     up: str = "norm"
     use_bias: bool = True
     qv_init: Initializer = torch_default
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "recalibrate"
-    variants = ("official_parallel", "official_sequential")
     namings = {
         "official": (("conv_up.1", "conv_up_1", "n11"),),
         "fightingcv": (
@@ -90,32 +84,26 @@ class PolarizedAttention(Mechanism):
         ),
     }
 
-    @classmethod
-    def official_parallel(cls, **fields) -> "PolarizedAttention":
-        """The authors' PSA_p: softmax of the result, no LayerNorm, no biases."""
-        own = {
-            "spatial_softmax": "result",
-            "up": "linear",
-            "use_bias": False,
-            "qv_init": _KAIMING_FAN_IN,
-        }
-        return cls(**{**own, **fields})
+    official_parallel = variant(
+        "The authors' PSA_p: softmax of the result, no LayerNorm, no biases.",
+        spatial_softmax="result",
+        up="linear",
+        use_bias=False,
+        qv_init=_KAIMING_FAN_IN,
+    )
 
-    @classmethod
-    def official_sequential(cls, **fields) -> "PolarizedAttention":
-        """The authors' PSA_s: in sequence, softmax of the values, Wz with a bottleneck."""
-        own = {
-            "sequential": True,
-            "spatial_softmax": "value",
-            "up": "bottleneck",
-            "use_bias": False,
-            "qv_init": _KAIMING_FAN_IN,
-        }
-        return cls(**{**own, **fields})
+    official_sequential = variant(
+        "The authors' PSA_s: in sequence, softmax of the values, Wz with a bottleneck.",
+        sequential=True,
+        spatial_softmax="value",
+        up="bottleneck",
+        use_bias=False,
+        qv_init=_KAIMING_FAN_IN,
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         if self.spatial_softmax not in _SOFTMAXES:
             raise unknown("spatial_softmax", self.spatial_softmax, _SOFTMAXES)
         if self.up not in _UPS:

@@ -1,19 +1,17 @@
 """PSANet's point-wise spatial attention: each pair of positions has its own predicted weight."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import Array, lax
-from jax.typing import DTypeLike
 
-from flaxattn.attention.mechanism import Mechanism
-from flaxattn.attention.parts.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.attention.parts.relative_position import require_size
 from flaxattn.errors import InputError, unknown
-from flaxattn.layers.conv import Conv, Initializer, torch_default
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.resize import resize_bilinear
@@ -84,23 +82,19 @@ class PSANet(Mechanism):
     softmax: bool = True
     normalization_factor: float | None = 1.0
     query_chunk: int | None = None
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
     norm: Callable[..., nn.Module] | None = BatchNorm
 
     role = "head"
-    variants = ("official",)
     namings = {"semseg": ()}
 
-    @classmethod
-    def official(cls, features: int, **fields) -> "PSANet":
-        """The authors' head (semseg, PSANet in Caffe): on maps shrunk by two."""
-        return cls(features, **{"shrink_factor": 2, **fields})
+    official = variant(
+        "The authors' head (semseg, PSANet in Caffe): on maps shrunk by two.",
+        shrink_factor=2,
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         if self.direction not in DIRECTIONS:
             raise unknown("direction", self.direction, DIRECTIONS)
         small = self._shrunk_size(x.shape[1:3])
@@ -109,12 +103,10 @@ class PSANet(Mechanism):
         factor: float = mask[0] * mask[1]
         if self.normalization_factor is not None:
             factor = self.normalization_factor
-
-        def conv(features: int, name: str) -> Conv:
-            return self.convolution(features, use_bias=False, dtype=dtype, name=name)
+        conv = partial(self.convolution, use_bias=False, dtype=dtype)
 
         def layer(maps: Array, features: int, name: str) -> Array:
-            maps = conv(features, f"{name}_0")(maps)
+            maps = conv(features, name=f"{name}_0")(maps)
             if self.norm is not None:
                 norm = self.norm(dtype=dtype, param_dtype=self.param_dtype, name=f"{name}_1")
                 maps = norm(maps, train)
@@ -126,7 +118,7 @@ class PSANet(Mechanism):
             if self.shrink_factor > 1:
                 reduced = resize_bilinear(reduced, small, align_corners=True)
             predictors = layer(reduced, self.hidden, f"attention{suffix}")
-            predict = conv(mask[0] * mask[1], f"attention{suffix}_3")
+            predict = conv(mask[0] * mask[1], name=f"attention{suffix}_3")
             if self.mask_size is None:
                 require_size(predict, "kernel", (1, 1, self.hidden, mask[0] * mask[1]))
             values = reduced.reshape(len(x), -1, self.hidden)

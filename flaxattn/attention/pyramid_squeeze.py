@@ -7,13 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
-from flaxattn.attention.mechanism import Mechanism
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.attention.parts.bottleneck import bottleneck
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError
-from flaxattn.layers.conv import Initializer, kaiming_fan_out, torch_default
+from flaxattn.layers.conv import kaiming_fan_out
 from flaxattn.layers.pooling import average_pool
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.widths import reduced_features
@@ -48,8 +46,6 @@ class PyramidSqueeze(Mechanism):
         reverse: the last branch's output first. The released code puts each branch in front of
             those before it, and its weights want that order.
 
-    Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-
     Raises InputError for features that the branches cannot share, groups that do not divide the
     channels, even kernels, and where `reduction` leaves no channel of a branch.
     """
@@ -60,13 +56,8 @@ class PyramidSqueeze(Mechanism):
     groups: int | Sequence[int] = (1, 4, 8, 16)
     reduction: int = 16
     reverse: bool = False
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "convolution"
-    variants = ("official",)
     namings = {
         "official": (
             ("conv_1", "conv1"),
@@ -78,14 +69,15 @@ class PyramidSqueeze(Mechanism):
         ),
     }
 
-    @classmethod
-    def official(cls, features: int, **fields) -> "PyramidSqueeze":
-        """The authors' PSAModule: the branches in reverse order, and their EPSANet's kernels."""
-        return cls(features, **{"reverse": True, "kernel_init": kaiming_fan_out, **fields})
+    official = variant(
+        "The authors' PSAModule: the branches in reverse order, and their EPSANet's kernels.",
+        reverse=True,
+        kernel_init=kaiming_fan_out,
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         branch_groups = self._groups_of_branches()
         share = self._features_of_a_branch(x.shape[-1], branch_groups)
         dtype = self.dtype or x.dtype

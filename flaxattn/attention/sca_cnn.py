@@ -1,5 +1,6 @@
 """SCA-CNN's softmax attention over channels and positions, told by a decoder's state."""
 
+from dataclasses import KW_ONLY
 from functools import partial
 
 import jax
@@ -9,7 +10,6 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, Part, variant
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError, unknown
 from flaxattn.layers.conv import Initializer
 from flaxattn.layers.pooling import average_pool, rescale
@@ -78,29 +78,25 @@ class SCACNN(Mechanism):
     state_features: int | None = None
     order: str = "channel_spatial"
     bias_in_weights: bool = False
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
+    _: KW_ONLY
     kernel_init: Initializer = official_init
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "recalibrate"
-    variants = ("official", "official_res5c", "spatial_channel")
     namings = {
         "official": _released("res5c_branch2b"),
         "official_res5c": _released("res5c"),
     }
 
-    @classmethod
-    def official(cls, **fields) -> "SCACNN":
+    official = variant(
         """The released code after its layer res5c_branch2b, whose weights need state_features=d;
-        without it the default."""
-        return cls(**fields)
+        without it the default.""",
+    )
 
-    @classmethod
-    def official_res5c(cls, **fields) -> "SCACNN":
+    official_res5c = variant(
         """The released code after its last layer, res5c, whose weights need state_features=d;
-        misplaced parenthesis included."""
-        return cls(**{"bias_in_weights": True, **fields})
+        misplaced parenthesis included.""",
+        bias_in_weights=True,
+    )
 
     spatial_channel = variant(
         "The paper's other order, of which no code was released.", order="spatial_channel"
@@ -109,7 +105,7 @@ class SCACNN(Mechanism):
     @nn.compact
     def __call__(self, x: Array, train: bool = False, state: Array | None = None) -> Array:
         """`state`: (N, state_features), of the decoder; zeros if it is not given."""
-        require_maps(x)
+        self.require_maps(x)
         if self.order not in ORDERS:
             raise unknown("order", self.order, ORDERS)
         batch, height, width, features = x.shape
@@ -152,9 +148,6 @@ class _Score(Part):
     hidden_features: int
     precision: lax.PrecisionLike = None
     bias_in_weights: bool = False
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = official_init
-    bias_init: Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, items: Array, state: Array | None) -> Array:

@@ -1,17 +1,16 @@
 """Global second-order pooling: a channel gate read from the covariances of channels."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, variant
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError
-from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_default
+from flaxattn.layers.conv import kaiming_fan_out
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import rescale
 from flaxattn.layers.precision import at_least_float32
@@ -42,22 +41,15 @@ class SecondOrderPooling(Mechanism):
 
     Their position half is not here: its released code centres by the number of positions where it
     means that of the channels.
-    Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-
     Raises InputError for a `hidden` or `strides` below one and, from BatchNorm, for one sample of
     one position in train mode.
     """
 
     hidden: int = 128
     strides: int = 1
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] = BatchNorm
 
     role = "recalibrate"
-    variants = ("official",)
     namings = {"official": ()}
 
     official = variant(
@@ -67,37 +59,30 @@ class SecondOrderPooling(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         if self.hidden < 1:
             raise InputError(f"hidden={self.hidden} is below one: use 1 or more, such as 128.")
         dtype = self.dtype or x.dtype
         wide = at_least_float32(dtype)
+        norm = partial(self.norm, dtype=wide, param_dtype=self.param_dtype)
+        exactly = partial(self.convolution, dtype=wide, precision=lax.Precision.HIGHEST)
 
-        def conv(features: int, name: str, dtype: DTypeLike, **fields) -> Conv:
-            return self.convolution(features, dtype=dtype, name=name, **fields)
-
-        def norm(name: str) -> nn.Module:
-            return self.norm(dtype=wide, param_dtype=self.param_dtype, name=name)
-
-        u = conv(self.hidden, "conv_for_DR", dtype, strides=self.strides)(jax.nn.relu(x))
-        u = jax.nn.relu(norm("bn_for_DR")(u, train))
+        conv = self.convolution(self.hidden, strides=self.strides, dtype=dtype, name="conv_for_DR")
+        u = jax.nn.relu(norm(name="bn_for_DR")(conv(jax.nn.relu(x)), train))
         u = u.reshape(u.shape[0], -1, self.hidden)
         u = u - jnp.mean(u, axis=1, keepdims=True)
-        exact = lax.Precision.HIGHEST
-        covariance = jnp.einsum("nmi,nmj->nji", u, u, precision=exact) / u.shape[1]
+        covariance = jnp.einsum("nmi,nmj->nji", u, u, precision=lax.Precision.HIGHEST) / u.shape[1]
 
         # Rows are the channels of what follows, and their entries its positions.
-        rows = norm("row_bn")(covariance[:, :, None, :], train)
-        row_conv = conv(
+        rows = norm(name="row_bn")(covariance[:, :, None, :], train)
+        row_conv = exactly(
             4 * self.hidden,
-            "row_conv_group",
-            wide,
             kernel_size=(self.hidden, 1),
             padding=0,
             groups=self.hidden,
-            precision=exact,
+            name="row_conv_group",
         )
-        logits = conv(x.shape[-1], "fc_adapt_channels", wide, precision=exact)(row_conv(rows))
+        logits = exactly(x.shape[-1], name="fc_adapt_channels")(row_conv(rows))
         gate = jax.nn.sigmoid(logits[:, 0, 0, :])
         self.sow("intermediates", "attention", gate)
         return rescale(x, gate)

@@ -9,9 +9,8 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.mechanism import AsConvolution, Mechanism, Part
+from flaxattn.attention.mechanism import AsConvolution, Mechanism, Part, variant
 from flaxattn.attention.parts.bottleneck import bottleneck
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import (
     Initializer,
@@ -72,8 +71,6 @@ class SelectiveKernel(Mechanism):
         norm: makes the normalisations. None leaves them out, and the ReLUs of the branches, so
             that a residual block's own are to follow.
 
-    Biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-
     Raises InputError for groups that do not divide the channels, even kernels, an input that does
     not split, and where `reduction` leaves no channel; with `norm`, in train mode, for a batch of
     one, for the second normalisation is over the batch alone.
@@ -91,14 +88,9 @@ class SelectiveKernel(Mechanism):
     use_bias: bool = False
     softmax: bool = True
     fc_init: Initializer = torch_default
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] | None = BatchNorm
 
     role = "convolution"
-    variants = ("article_s2", "insight", "official", "timm")
     timm_pairs = True
     namings = {
         "timm": (),
@@ -119,46 +111,45 @@ class SelectiveKernel(Mechanism):
         ),
     }
 
-    @classmethod
-    def official(cls, features: int, **fields) -> "SelectiveKernel":
+    official = variant(
         """The authors' Caffe model: the paper's unit with its initial weights and statistics.
 
         Kernels from N(0, 2 / fan_in), the layers of the weights from N(0, 0.01^2), so that the
         branches start with almost equal shares; running statistics that move by 0.05.
-        """
-        given = {
-            "fc_init": nn.initializers.normal(0.01),
-            "kernel_init": kaiming_fan_in,
-            "norm": partial(BatchNorm, momentum=0.95),
-        }
-        return cls(features, **{**given, **fields})
+        """,
+        fc_init=nn.initializers.normal(0.01),
+        kernel_init=kaiming_fan_in,
+        norm=partial(BatchNorm, momentum=0.95),
+    )
 
-    @classmethod
-    def insight(cls, features: int, **fields) -> "SelectiveKernel":
-        """The first author's PytorchInsight: a dense 3x3 beside one in 32 groups, none dilated."""
-        given = {
-            "kernel_sizes": (3, 3),
-            "groups": (1, 32),
-            "min_hidden": 0,
-            "fc_init": kaiming_fan_out,
-            "kernel_init": kaiming_fan_out,
-        }
-        return cls(features, **{**given, **fields})
+    insight = variant(
+        "The first author's PytorchInsight: a dense 3x3 beside one in 32 groups, none dilated.",
+        kernel_sizes=(3, 3),
+        groups=(1, 32),
+        min_hidden=0,
+        fc_init=kaiming_fan_out,
+        kernel_init=kaiming_fan_out,
+    )
 
-    @classmethod
-    def timm(cls, features: int, **fields) -> "SelectiveKernel":
-        """timm's SelectiveKernel: dense branches, each of its share of the input channels."""
-        given = {"groups": 1, "split_input": True, "min_hidden": 0, "divisor": 8}
-        return cls(features, **{**given, **fields})
+    timm = variant(
+        "timm's SelectiveKernel: dense branches, each of its share of the input channels.",
+        groups=1,
+        split_input=True,
+        min_hidden=0,
+        divisor=8,
+    )
 
-    @classmethod
-    def article_s2(cls, features: int, **fields) -> "SelectiveKernel":
+    article_s2 = variant(
         """Article 2's SkNet: plain biased convolutions, and a softmax that is never applied.
 
         With softmax=True it is what the article meant. No published model has this unit.
-        """
-        given = {"groups": 1, "min_hidden": 0, "use_bias": True, "softmax": False, "norm": None}
-        return cls(features, **{**given, **fields})
+        """,
+        groups=1,
+        min_hidden=0,
+        use_bias=True,
+        softmax=False,
+        norm=None,
+    )
 
     @property
     def activates(self) -> bool:
@@ -187,7 +178,7 @@ class SelectiveKernel(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         groups = self._groups_of_branches()
         inputs = self._inputs_of_branches(x)
         dtype = self.dtype or x.dtype
@@ -280,9 +271,6 @@ class _BranchWeights(Part):
     hidden: int
     branches: int
     softmax: bool
-    dtype: DTypeLike
-    param_dtype: DTypeLike
-    kernel_init: Initializer
     norm: Callable[..., nn.Module] | None
 
     @nn.compact

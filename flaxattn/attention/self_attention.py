@@ -1,14 +1,10 @@
 """Self-attention over all positions of a map, as in SAGAN."""
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, Neutral, variant
 from flaxattn.attention.parts.attend import attend
-from flaxattn.attention.parts.maps import require_maps
-from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.widths import reduced_features
 
 
@@ -37,41 +33,31 @@ class SelfAttention(Mechanism):
             memory grows with HW * query_chunk instead of (HW)^2 (see `attend`).
 
     Deviations: the paper's code pools keys and values by two, gives values half the channels and
-    normalises the weights spectrally; this is article 1's layer, which does none of it. Biases
-    start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    normalises the weights spectrally; this is article 1's layer, which does none of it.
 
     Raises InputError where `reduction` leaves no channel, and for a `query_chunk` below one.
     """
 
     reduction: int = 8
     query_chunk: int | None = None
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "context"
-    variants = ("article_s1", "danet")
     namings = {"articles": (), "danet": ()}
+    neutral = Neutral(("gamma",))
 
     article_s1 = variant("Article 1's SelfAttention; the default.")
 
-    @classmethod
-    def danet(cls, **fields) -> "SelfAttention":
+    danet = variant(
         """DANet's position attention: its authors' PAM_Module, which is the default.
 
         Fu, Liu, Tian, Li, Bao, Fang, Lu, "Dual Attention Network for Scene Segmentation", CVPR
         2019, arXiv:1809.02983.
-        """
-        return cls(**fields)
-
-    @property
-    def neutral(self) -> Neutral:
-        return Neutral(("gamma",))
+        """,
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         batch, height, width, features = x.shape
         positions = height * width
         hidden = reduced_features(features, self.reduction)

@@ -1,5 +1,7 @@
 """Shuffle attention: half of each group of channels is gated per channel, half per position."""
 
+from dataclasses import KW_ONLY
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,6 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, variant
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Initializer
 from flaxattn.layers.pooling import average_pool, rescale
@@ -48,13 +49,11 @@ class ShuffleAttention(Mechanism):
     """
 
     groups: int = 64
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
+    _: KW_ONLY
     kernel_init: Initializer = nn.initializers.zeros
     bias_init: Initializer = nn.initializers.ones
 
     role = "recalibrate"
-    variants = ("official",)
     namings = {
         "official": tuple((name, name, "1n11") for name in ("cweight", "cbias", "sweight", "sbias"))
     }
@@ -63,7 +62,7 @@ class ShuffleAttention(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         features = x.shape[-1]
         _require_even_groups(self.groups, features)
         share = features // (2 * self.groups)

@@ -4,10 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, variant
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError
 from flaxattn.layers.pooling import average_pool, rescale, variance_pool
 from flaxattn.layers.precision import at_least_float32
@@ -40,11 +38,8 @@ class SimAM(Mechanism):
     """
 
     e_lambda: float = 1e-4
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
 
     role = "recalibrate"
-    variants = ("official", "official_imagenet")
     namings = {"official": ()}
 
     official = variant("The authors' simam_module; the default.")
@@ -54,7 +49,7 @@ class SimAM(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         if not self.e_lambda > 0:
             raise InputError(f"e_lambda={self.e_lambda} is not above zero: use 1e-4, or 0.1.")
         wide = x.astype(at_least_float32(self.dtype or x.dtype))

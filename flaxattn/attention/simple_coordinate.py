@@ -1,14 +1,12 @@
 """timm's simplified coordinate attention."""
 
+from functools import partial
+
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, variant
-from flaxattn.attention.parts.maps import require_maps
-from flaxattn.layers.conv import Conv, Initializer, torch_default
 from flaxattn.layers.pooling import rescale, strip_pool
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.widths import reduced_features
@@ -36,8 +34,6 @@ class SimpleCoordinateAttention(Mechanism):
         skip: return x + y.
         dtype: of the gate's arithmetic, if wider than float32.
 
-    Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-
     Raises InputError where `reduction` leaves no channel.
     """
 
@@ -45,13 +41,8 @@ class SimpleCoordinateAttention(Mechanism):
     divisor: int | None = 8
     use_bias: bool = True
     skip: bool = False
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "recalibrate"
-    variants = ("timm",)
     namings = {
         "timm": (
             ("fc1", "fc1", "linear"),
@@ -64,24 +55,19 @@ class SimpleCoordinateAttention(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         features = x.shape[-1]
         hidden = reduced_features(features, self.reduction, divisor=self.divisor)
         dtype = at_least_float32(self.dtype or x.dtype)
 
-        def fc(features: int, name: str) -> Conv:
-            return self.convolution(
-                features,
-                use_bias=self.use_bias,
-                precision=lax.Precision.HIGHEST,
-                dtype=dtype,
-                name=name,
-            )
+        fc = partial(
+            self.convolution, use_bias=self.use_bias, precision=lax.Precision.HIGHEST, dtype=dtype
+        )
 
         rows, columns = strip_pool(x)
-        shared = fc(hidden, "fc1")
-        height = fc(features, "fc_h")(jax.nn.silu(shared(rows)))
-        width = fc(features, "fc_w")(jax.nn.silu(shared(columns)))
+        shared = fc(hidden, name="fc1")
+        height = fc(features, name="fc_h")(jax.nn.silu(shared(rows)))
+        width = fc(features, name="fc_w")(jax.nn.silu(shared(columns)))
         gate = jax.nn.sigmoid(height + width)
         self.sow("intermediates", "attention", gate)
         y = rescale(x, gate)

@@ -1,15 +1,14 @@
 """Article 0's simplification of PSANet, as written and repaired."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
-from flaxattn.attention.mechanism import Mechanism
-from flaxattn.attention.parts.maps import require_maps
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.errors import InputError, unknown
-from flaxattn.layers.conv import Conv, Initializer, torch_default
 from flaxattn.layers.precision import at_least_float32
 
 REPAIRS = ("gather", "mix")
@@ -46,31 +45,24 @@ class SimplifiedPSA(Mechanism):
         features: channels of the output.
         repair: "gather", "mix" or None.
 
-    Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-
     Raises InputError for repair=None on a map of other than `features` positions and for an unknown
     repair.
     """
 
     features: int
     repair: str | None = "gather"
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "head"
-    variants = ("article_s0",)
     namings = {"articles": ()}
 
-    @classmethod
-    def article_s0(cls, features: int, **fields) -> "SimplifiedPSA":
-        """Article 0's PSAModule as written, only for maps of `features` positions."""
-        return cls(features, **{"repair": None, **fields})
+    article_s0 = variant(
+        "Article 0's PSAModule as written, only for maps of `features` positions.",
+        repair=None,
+    )
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         if self.repair is not None and self.repair not in REPAIRS:
             raise unknown("repair", self.repair, REPAIRS)
         _, height, width, _ = x.shape
@@ -82,16 +74,14 @@ class SimplifiedPSA(Mechanism):
             )
         dtype = self.dtype or x.dtype
         wide = at_least_float32(dtype)
-
-        def conv(name: str) -> Conv:
-            return self.convolution(self.features, dtype=dtype, name=name)
+        conv = partial(self.convolution, self.features, dtype=dtype)
 
         def product(axes: str, a: Array, b: Array) -> Array:
             return jnp.einsum(axes, a.astype(dtype), b.astype(dtype), preferred_element_type=wide)
 
-        reduced = conv("conv_reduce")(x)
-        collected = jax.nn.softmax(conv("collect")(reduced).astype(wide), axis=(1, 2))
-        distributed = jax.nn.softmax(conv("distribute")(reduced).astype(wide), axis=-1)
+        reduced = conv(name="conv_reduce")(x)
+        collected = jax.nn.softmax(conv(name="collect")(reduced).astype(wide), axis=(1, 2))
+        distributed = jax.nn.softmax(conv(name="distribute")(reduced).astype(wide), axis=-1)
         self.sow("intermediates", "attention", collected)
 
         # n: batch, h and w: position, i and j: channels

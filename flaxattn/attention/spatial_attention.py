@@ -7,12 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, Neutral, variant
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import unknown
-from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import maximum, mean_of, pool_by_each, rescale
 from flaxattn.layers.precision import at_least_float32
@@ -73,14 +70,9 @@ class SpatialAttention(Mechanism):
     average_pools: bool = False
     depthwise: bool = False
     output: str = "scaled"
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] | None = None
 
     role = "recalibrate"
-    variants = ("article_s0", "article_s1", "official", "timm", "light", "separable")
     namings = {
         "article_s0": (("conv1", "conv"),),
         "article_s1": (),
@@ -94,11 +86,11 @@ class SpatialAttention(Mechanism):
         output="silu",
     )
 
-    @classmethod
-    def official(cls, **fields) -> "SpatialAttention":
-        """The authors' SpatialGate: maximum before mean, and a slow BatchNorm (torch's 0.01)."""
-        norm = partial(BatchNorm, momentum=0.99)
-        return cls(**{"pools": ("max", "avg"), "norm": norm, **fields})
+    official = variant(
+        "The authors' SpatialGate: maximum before mean, and a slow BatchNorm (torch's 0.01).",
+        pools=("max", "avg"),
+        norm=partial(BatchNorm, momentum=0.99),
+    )
 
     timm = variant("timm's SpatialAttn: BatchNorm after the convolution.", norm=BatchNorm)
     light = variant(
@@ -107,16 +99,16 @@ class SpatialAttention(Mechanism):
         average_pools=True,
     )
 
-    @classmethod
-    def separable(cls, **fields) -> "SpatialAttention":
+    separable = variant(
         """CBAM's spatial attention with a depthwise separable convolution.
 
         Article 1 says that CBAM has one; no paper and no released code does. It saves nothing: for
         two pools and one output it has 2 k^2 + 2 weights instead of 2 k^2, 100 against 98 at k = 7,
         and as much more work. It is the same family of functions, for the dense kernel is the
         depthwise one times the pointwise one.
-        """
-        return cls(**{"depthwise": True, **fields})
+        """,
+        depthwise=True,
+    )
 
     @property
     def neutral(self) -> Neutral | None:
@@ -128,7 +120,7 @@ class SpatialAttention(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         if self.output not in OUTPUTS:
             raise unknown("output", self.output, OUTPUTS)
         dtype = at_least_float32(self.dtype or x.dtype)

@@ -1,5 +1,6 @@
 """Spatial group-wise enhancement: each group of channels is gated where it is like its mean."""
 
+from dataclasses import KW_ONLY
 from functools import partial
 
 import jax
@@ -10,7 +11,6 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, variant
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Initializer
 from flaxattn.layers.pooling import average_pool, rescale, safe_sqrt
@@ -46,20 +46,18 @@ class SpatialGroupEnhance(Mechanism):
     """
 
     groups: int = 64
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
+    _: KW_ONLY
     kernel_init: Initializer = nn.initializers.zeros
     bias_init: Initializer = nn.initializers.ones
 
     role = "recalibrate"
-    variants = ("official",)
     namings = {"official": (("weight", "weight", "1n11"), ("bias", "bias", "1n11"))}
 
     official = variant("The authors' SpatialGroupEnhance; the default.")
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         _, height, width, features = x.shape
         if self.groups < 1 or features % self.groups:
             most = max(self.groups, 1)

@@ -9,11 +9,10 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.attention.mechanism import Mechanism
+from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.attention.parts.bottleneck import bottleneck
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError
-from flaxattn.layers.conv import Initializer, kaiming_fan_out, torch_default
+from flaxattn.layers.conv import kaiming_fan_out
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import average_pool
 from flaxattn.layers.precision import at_least_float32
@@ -54,9 +53,8 @@ class SplitAttention(Mechanism):
         use_bias: a bias in the convolution. fc1 and fc2 have theirs.
         norm: makes the normalisations, or None for none; the ReLUs stay.
 
-    Deviations: biases start at zero, where torch draws them from U(-1/sqrt(fan_in),
-    1/sqrt(fan_in)); the average pool that ResNeSt puts beside a convolution instead of strides is
-    its backbone's, and not in here.
+    Deviations: the average pool that ResNeSt puts beside a convolution instead of strides is its
+    backbone's, and not in here.
 
     Raises InputError for groups that do not divide the channels or h, an even kernel, and a radix
     below one; with `norm`, in train mode, for a batch of one, for bn1 is over the batch alone.
@@ -72,25 +70,17 @@ class SplitAttention(Mechanism):
     min_hidden: int = 32
     divisor: int | None = None
     use_bias: bool = False
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] | None = BatchNorm
 
     role = "convolution"
-    variants = ("official", "timm")
     namings = {"official": (), "timm": ()}
 
-    @classmethod
-    def official(cls, features: int, **fields) -> "SplitAttention":
-        """The authors' SplAtConv2d as their ResNeSt uses it: kernels from N(0, 2 / fan_out)."""
-        return cls(features, **{"kernel_init": kaiming_fan_out, **fields})
+    official = variant(
+        "The authors' SplAtConv2d as their ResNeSt uses it: kernels from N(0, 2 / fan_out).",
+        kernel_init=kaiming_fan_out,
+    )
 
-    @classmethod
-    def timm(cls, features: int, **fields) -> "SplitAttention":
-        """timm's SplitAttn: the hidden width is rounded to a multiple of 8."""
-        return cls(features, **{"divisor": 8, **fields})
+    timm = variant("timm's SplitAttn: the hidden width is rounded to a multiple of 8.", divisor=8)
 
     @property
     def activates(self) -> bool:
@@ -99,7 +89,7 @@ class SplitAttention(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         hidden = self._hidden_width(x.shape[-1])
         dtype = self.dtype or x.dtype
         wide = at_least_float32(dtype)

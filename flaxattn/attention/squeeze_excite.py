@@ -3,16 +3,14 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Neutral, variant
 from flaxattn.attention.parts.bottleneck import bottleneck
 from flaxattn.attention.parts.channel_gate import ChannelGate
 from flaxattn.errors import InputError
-from flaxattn.layers.conv import Initializer, kaiming_fan_out, torch_default
+from flaxattn.layers.conv import kaiming_fan_out
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.widths import reduced_features
 
@@ -46,8 +44,6 @@ class SqueezeExcite(ChannelGate):
     timm's SEModule with add_maxpool=True, which squeezes by the mean of average and maximum, is
     ChannelAttention.light(use_bias=True, divisor=8).
 
-    Deviation: biases start at zero, where torch draws them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-
     Raises InputError where `reduction` leaves no channel (torch's bias-free version then halves x),
     where `groups` does not divide C and h, and for widths below one.
     """
@@ -60,20 +56,7 @@ class SqueezeExcite(ChannelGate):
     groups: int = 1
     activation: Callable[[Array], Array] = jax.nn.relu
     gate_activation: Callable[[Array], Array] = jax.nn.sigmoid
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
 
-    variants = (
-        "article_s0",
-        "article_s1",
-        "article_s2",
-        "timm",
-        "efficientnet",
-        "mobilenet_v3",
-        "grouped",
-    )
     namings = {
         "timm": (),
         "timm_efficientnet": (("conv_reduce", "fc1"), ("conv_expand", "fc2")),
@@ -90,36 +73,32 @@ class SqueezeExcite(ChannelGate):
         "timm's SEModule: biases; the hidden width is rounded to a multiple of 8.", divisor=8
     )
 
-    @classmethod
-    def efficientnet(cls, **fields) -> "SqueezeExcite":
+    efficientnet = variant(
         """EfficientNet's squeeze-and-excitation: SiLU, and h a quarter of the block's input.
 
         Tan, Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML
         2019, arXiv:1905.11946. x is that input expanded by six, so h is C / 24; after another
         expansion give `hidden_features`, or reduction=4 where there is none. Starts as TensorFlow's
         code: N(0, 2 / fan_out).
-        """
-        activation, init = jax.nn.silu, kaiming_fan_out
-        return cls(**{"reduction": 24, "activation": activation, "kernel_init": init, **fields})
+        """,
+        reduction=24,
+        activation=jax.nn.silu,
+        kernel_init=kaiming_fan_out,
+    )
 
-    @classmethod
-    def mobilenet_v3(cls, **fields) -> "SqueezeExcite":
+    mobilenet_v3 = variant(
         """MobileNetV3's squeeze-and-excitation: a hard sigmoid, and h a multiple of eight.
 
         Howard et al., "Searching for MobileNetV3", ICCV 2019, arXiv:1905.02244. h is C / 4 rounded,
         by a tenth down at most. torchvision rounds floor(C / 4), which is the same for the
         multiples of 4 that the network has.
-        """
-        return cls(
-            **{
-                "reduction": 4,
-                "divisor": 8,
-                "round_limit": 0.9,
-                "gate_activation": jax.nn.hard_sigmoid,
-                "kernel_init": kaiming_fan_out,
-                **fields,
-            }
-        )
+        """,
+        reduction=4,
+        divisor=8,
+        round_limit=0.9,
+        gate_activation=jax.nn.hard_sigmoid,
+        kernel_init=kaiming_fan_out,
+    )
 
     @classmethod
     def grouped(cls, *, groups: int = 4, **fields) -> "SqueezeExcite":

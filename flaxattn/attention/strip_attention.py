@@ -1,14 +1,12 @@
 """timm's strip attention."""
 
+from functools import partial
+
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, variant
-from flaxattn.attention.parts.maps import require_maps
-from flaxattn.layers.conv import Conv, Initializer, torch_default
 from flaxattn.layers.pooling import rescale, strip_pool
 from flaxattn.layers.precision import at_least_float32
 
@@ -39,38 +37,31 @@ class StripAttention(Mechanism):
     kernel_size: int | None = 3
     use_bias: bool = False
     skip: bool = False
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "recalibrate"
-    variants = ("timm",)
     namings = {"timm": ()}
 
     timm = variant("timm's StripAttn; the default.")
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         features = x.shape[-1]
         dtype = at_least_float32(self.dtype or x.dtype)
 
-        def conv(kernel_size: tuple[int, int], name: str) -> Conv:
-            return self.convolution(
-                features,
-                kernel_size,
-                groups=features,
-                use_bias=self.use_bias,
-                precision=lax.Precision.HIGHEST,
-                dtype=dtype,
-                name=name,
-            )
+        conv = partial(
+            self.convolution,
+            features,
+            groups=features,
+            use_bias=self.use_bias,
+            precision=lax.Precision.HIGHEST,
+            dtype=dtype,
+        )
 
         rows, columns = strip_pool(x)
         if self.kernel_size is not None:
-            rows = conv((self.kernel_size, 1), "conv_h")(rows)
-            columns = conv((1, self.kernel_size), "conv_w")(columns)
+            rows = conv((self.kernel_size, 1), name="conv_h")(rows)
+            columns = conv((1, self.kernel_size), name="conv_w")(columns)
         gate = jax.nn.sigmoid(rows + columns)
         self.sow("intermediates", "attention", gate)
         y = rescale(x, gate)

@@ -3,14 +3,10 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, variant
-from flaxattn.attention.parts.maps import require_maps
-from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import rescale, strip_pool
 from flaxattn.layers.precision import at_least_float32
@@ -43,21 +39,16 @@ class StripPooling(Mechanism):
     """
 
     kernel_size: int = 3
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
-    bias_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] = BatchNorm
 
     role = "recalibrate"
-    variants = ("official",)
     namings = {"official": ()}
 
     official = variant("The authors' SPBlock, multiplied; the default.")
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         features = x.shape[-1]
         dtype = self.dtype or x.dtype
         wide = at_least_float32(dtype)

@@ -1,15 +1,13 @@
 """Style-based recalibration: a gate from each channel's own mean and standard deviation."""
 
 from collections.abc import Callable
+from dataclasses import KW_ONLY
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, variant
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Initializer
 from flaxattn.layers.norm import BatchNorm
@@ -51,13 +49,11 @@ class StyleRecalibration(Mechanism):
     """
 
     epsilon: float = 1e-5
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = nn.initializers.zeros
     norm: Callable[..., nn.Module] = BatchNorm
+    _: KW_ONLY
+    kernel_init: Initializer = nn.initializers.zeros
 
     role = "recalibrate"
-    variants = ("official", "changzy00")
     namings = {
         "official": (),
         "changzy00": (("cfc.weight", "cfc", "n1n"),),
@@ -72,7 +68,7 @@ class StyleRecalibration(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         if self.epsilon < 0:
             raise InputError(f"epsilon={self.epsilon} is below zero: use 0 or more, such as 1e-5.")
         dtype = at_least_float32(self.dtype or x.dtype)

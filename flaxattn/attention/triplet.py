@@ -3,15 +3,11 @@
 from collections.abc import Callable
 from functools import partial
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, variant
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.attention.spatial_attention import SpatialAttention
-from flaxattn.layers.conv import Initializer, torch_default
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.precision import at_least_float32
 
@@ -47,13 +43,9 @@ class TripletAttention(Mechanism):
 
     kernel_size: int = 7
     no_spatial: bool = False
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    kernel_init: Initializer = torch_default
     norm: Callable[..., nn.Module] | None = partial(BatchNorm, momentum=0.99)
 
     role = "recalibrate"
-    variants = ("official",)
     namings = {
         "official": tuple(
             (f"{branch}.conv.{part}", f"{branch}.{part}")
@@ -72,7 +64,7 @@ class TripletAttention(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         wide = x.astype(at_least_float32(self.dtype or x.dtype))
 
         def gated(name: str, axes: tuple[int, ...]) -> Array:

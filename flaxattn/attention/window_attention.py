@@ -1,19 +1,20 @@
 """Self-attention within windows, plain or shifted, as in Swin."""
 
 import math
+from collections.abc import Callable
+from dataclasses import KW_ONLY
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import Mechanism, variant
 from flaxattn.attention.parts.attend import attend
 from flaxattn.attention.parts.blocks import cut, join
 from flaxattn.attention.parts.heads import head_features, merge_heads, split_parts
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Initializer
 
@@ -66,13 +67,10 @@ class WindowAttention(Mechanism):
     shift_size: int = 0
     qkv_bias: bool = True
     roll_first: bool = False
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
+    _: KW_ONLY
     kernel_init: Initializer = nn.initializers.normal(0.02)
-    bias_init: Initializer = nn.initializers.zeros
 
     role = "context"
-    variants = ("shifted", "timm")
     namings = {
         "timm": (),
         "official": (
@@ -93,7 +91,7 @@ class WindowAttention(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         _, height, width, features = x.shape
         heads = self._heads(features)
         size = self.window_size
@@ -106,9 +104,8 @@ class WindowAttention(Mechanism):
         shifts = tuple(self.shift_size if side > size else 0 for side in (height, width))
         padding = [(0, 0), (0, -height % size), (0, -width % size), (0, 0)]
 
-        def dense(width: int, use_bias: bool, name: str) -> nn.Dense:
-            dtype = self.dtype or x.dtype
-            return nn.Dense(width, use_bias, dtype=dtype, **self.initialisers, name=name)
+        dtype = self.dtype or x.dtype
+        dense: Callable[..., nn.Dense] = partial(nn.Dense, dtype=dtype, **self.initialisers)
 
         def roll(x: Array, sign: int) -> Array:
             return jnp.roll(x, [sign * shift for shift in shifts], (1, 2)) if any(shifts) else x
@@ -116,7 +113,7 @@ class WindowAttention(Mechanism):
         maps = jnp.pad(roll(x, -1), padding) if self.roll_first else roll(jnp.pad(x, padding), -1)
         padded_height, padded_width = maps.shape[1:3]
         windows = cut(maps, size)
-        qkv = dense(3 * features, self.qkv_bias, "qkv")(windows)
+        qkv = dense(3 * features, use_bias=self.qkv_bias, name="qkv")(windows)
         query, key, value = split_parts(qkv, 3, heads)
 
         table = self.param(
@@ -133,14 +130,9 @@ class WindowAttention(Mechanism):
             return jax.nn.softmax(energy if mask is None else energy + mask.astype(energy.dtype))
 
         context = attend(
-            self,
-            query,
-            key,
-            value,
-            scale=1 / math.sqrt(features // heads),
-            normalise=softmax,
+            self, query, key, value, scale=1 / math.sqrt(features // heads), normalise=softmax
         )
-        y = dense(features, True, "proj")(merge_heads(context.astype(self.dtype or x.dtype)))
+        y = dense(features, name="proj")(merge_heads(context.astype(dtype)))
         y = join(y, padded_height, padded_width)
         y = y[:, :height, :width] if self.roll_first else y
         return roll(y, 1)[:, :height, :width].astype(x.dtype)

@@ -1,9 +1,5 @@
-"""The handwritten digits that ship with scikit-learn, as TFDS data sets that need no download.
+"""The handwritten digits that ship with scikit-learn, as TFDS data sets that need no download."""
 
-python -m flaxattn.data.digits [digits | digit_groups] [--data_dir DIR]
-"""
-
-import argparse
 import contextlib
 import functools
 import io
@@ -179,17 +175,3 @@ def prepare(
             if not builder.data_path.exists():
                 raise
     return builder
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m flaxattn.data.digits", description=__doc__)
-    parser.add_argument("name", nargs="?", choices=BUILDERS, default="digits")
-    parser.add_argument("--data_dir", help="where TFDS keeps its data sets; TFDS's own by default")
-    options = parser.parse_args()
-    builder = prepare(options.data_dir, name=options.name)
-    counts = ", ".join(f"{s.num_examples} {name}" for name, s in builder.info.splits.items())
-    print(f"{builder.name} is prepared in {builder.data_dir}: {counts} images")
-
-
-if __name__ == "__main__":
-    main()

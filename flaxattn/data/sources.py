@@ -107,10 +107,10 @@ class TfdsSource:
         builder = _prepared_builder(name, data_dir)
         formats = {str(form.value) for form in builder.info.available_file_formats()}
         if "array_record" not in formats:
+            again = "" if name in EMBEDDED else f" and run `{_prepare_command(name, data_dir)}`"
             raise InputError(
                 f"the data set {name!r} is prepared as {', '.join(sorted(formats))}, and only "
-                f"array_record can be read in any order: delete {builder.data_dir} and run "
-                f"`{_prepare_command(name, data_dir)}`."
+                f"array_record can be read in any order: delete {builder.data_dir}{again}."
             )
         image_key, label_key, classes = _supervised_keys(name, builder.info, annotation)
         splits = list(builder.info.splits)
@@ -233,7 +233,7 @@ _SOURCES = {"tfds": _open_tfds, "folder": _open_folder}
 
 def _prepared_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     if name in EMBEDDED:
-        # Imported here, so that `python -m flaxattn.data.digits` does not find itself imported.
+        # Imported here, for scikit-learn takes a while.
         from flaxattn.data.digits import prepare
 
         return prepare(data_dir, name=name)
@@ -259,8 +259,6 @@ def _prepared_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
 def _prepare_command(name: str, data_dir: str) -> str:
     where = f" --data_dir={data_dir}" if data_dir else ""
-    if name in EMBEDDED:
-        return f"python -m flaxattn.data.digits {name}{where}"
     return f"tfds build {name} --file_format=array_record{where}"
 
 

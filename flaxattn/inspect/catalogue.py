@@ -25,13 +25,6 @@ _CITATION = re.compile(r'"([^"]+)", ([^".]*? \d{4})(?:, arXiv:(\d{4}\.\d{4,5}))?
 # A docstring with these words has no paper of its own: the works that it cites are others'.
 _NO_PAPER = re.compile(r"\bno paper\b")
 
-_ROLES = {
-    "recalibrate": "rescale their input",
-    "context": "bring in other positions",
-    "convolution": "replace a convolution",
-    "head": "change the number of channels",
-}
-
 _PAGE = """# Mechanisms
 
 Written by `python -m flaxattn list --markdown`, from the classes themselves. Parameters and
@@ -62,13 +55,6 @@ _SHARING = (
 )
 
 
-class Variant(NamedTuple):
-    """A named set of fields: what it is, in a line."""
-
-    name: str
-    summary: str
-
-
 class Row(NamedTuple):
     """One mechanism.
 
@@ -77,7 +63,7 @@ class Row(NamedTuple):
         layer: the class's name, with the variant's where the key stands for one.
         summary: what it is, in a line.
         role: "recalibrate", "context", "convolution" or "head".
-        variants: of the class, if the key stands for the class.
+        variants: (name, what it is in a line) of the class, if the key stands for the class.
         paper: the title of the first work its docstring cites, "" if it cites none.
         venue: where and when that work appeared.
         arxiv: its arXiv number, "" if none is given.
@@ -89,7 +75,7 @@ class Row(NamedTuple):
     layer: str
     summary: str
     role: str
-    variants: tuple[Variant, ...]
+    variants: tuple[tuple[str, str], ...]
     paper: str
     venue: str
     arxiv: str
@@ -111,7 +97,7 @@ def text() -> str:
     """The rows as aligned columns for a terminal, widest column last."""
     lines = [("name", "role", "parameters", "MMACs", "variants", "what it is")]
     for row in rows():
-        variants = ",".join(variant.name for variant in row.variants)
+        variants = ",".join(name for name, _ in row.variants)
         summary = f"{row.summary} ({row.source})" if row.source else row.summary
         lines.append(
             (row.name, row.role, f"{row.parameters:,}", mmacs(row.macs), variants, summary)
@@ -138,7 +124,7 @@ def markdown() -> str:
             mmacs(row.macs),
         )
         table.append("| " + " | ".join(cells) + " |")
-        variants += [f"| `{row.name}` | `{v.name}` | {v.summary} |" for v in row.variants]
+        variants += [f"| `{row.name}` | `{name}` | {what} |" for name, what in row.variants]
     return _PAGE.format(
         features=FEATURES,
         size=SIZE,
@@ -146,15 +132,6 @@ def markdown() -> str:
         table="\n".join(table),
         variants="\n".join(variants),
     )
-
-
-def by_role() -> str:
-    """The names, sorted by what the layers do, as Markdown: README's list."""
-    lines = []
-    for role, meaning in _ROLES.items():
-        names = [f"`{name}`" for name in sorted(ATTENTION) if _made(name)[1].role == role]
-        lines.append(f"* **{role}** ({meaning}): {', '.join(names)}")
-    return "\n".join(lines)
 
 
 def describe(name: str, *, features: int = FEATURES, size: int = SIZE) -> str:
@@ -183,13 +160,13 @@ def describe(name: str, *, features: int = FEATURES, size: int = SIZE) -> str:
         ("variant", "parameters", "MMACs", "what it is"),
         ("default", *_costs(layer, shape), ""),
     ]
-    for variant in row.variants:
-        other = create_attention(name, variant=variant.name, **_required(name, features))
+    for variant, summary in row.variants:
+        other = create_attention(name, variant=variant, **_required(name, features))
         try:
             costs = _costs(other, shape)
         except InputError:
             costs = "-", "-"
-        lines.append((variant.name, *costs, variant.summary))
+        lines.append((variant, *costs, summary))
     blocks.append(
         f"At {features} channels on {size}x{size}:\n\n" + "\n".join(aligned(lines, right=(1, 2)))
     )
@@ -216,7 +193,7 @@ def _row(name: str) -> Row:
         layer=made.__qualname__,
         summary=_first_line(documented),
         role=layer.role,
-        variants=tuple(Variant(v, _first_line(getattr(layer, v))) for v in names),
+        variants=tuple((v, _first_line(getattr(layer, v))) for v in names),
         paper=paper,
         venue=venue,
         arxiv=arxiv,

@@ -68,12 +68,7 @@ class GroupNorm(nn.Module):
                 f"num_groups={self.num_groups} must divide the {x.shape[-1]} channels: use "
                 f"num_groups={math.gcd(self.num_groups, x.shape[-1])} or another divisor."
             )
-        norm = nn.GroupNorm(
-            self.num_groups,
-            epsilon=self.epsilon,
-            name="centred",
-            **_AS_TORCH,
-        )
+        norm = nn.GroupNorm(self.num_groups, epsilon=self.epsilon, name="centred", **_AS_TORCH)
         dtype = self.dtype or x.dtype
         return _affine(self, norm(x.astype(at_least_float32(dtype)))).astype(dtype)
 

@@ -1,5 +1,6 @@
 """Which model of MODELS a checkpoint is of, by the names and sizes of its tensors."""
 
+import contextlib
 import itertools
 import re
 from collections import Counter
@@ -56,9 +57,8 @@ def _count(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> int:
 
     def compare(method, args, kwargs, context):
         result, module = method(*args, **kwargs), context.module
-        if context.method_name != "__call__":
-            return result
-        for (collection, *rest), array in flatten_dict(module.variables).items():
+        arrays = flatten_dict(module.variables) if context.method_name == "__call__" else {}
+        for (collection, *rest), array in arrays.items():
             path = (collection, *module.path, *rest)
             if path not in seen:
                 seen.add(path)
@@ -70,11 +70,9 @@ def _count(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> int:
         return result
 
     def init(images):
-        try:
-            with nn.intercept_methods(compare):
-                model.init(jax.random.key(0), images)
-        except _Absent:  # caught here, for on its way out JAX would look through the whole stack
-            seen.clear()
+        # Caught here, for on its way out JAX would look through the whole stack.
+        with contextlib.suppress(_Absent), nn.intercept_methods(compare):
+            model.init(jax.random.key(0), images)
 
     jax.eval_shape(init, jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32))
-    return len(seen)
+    return len(seen) if namings else 0

@@ -185,21 +185,5 @@ def test_an_error_that_is_no_race_is_raised(tmp_path):
         digits.prepare(tmp_path)
 
 
-def test_the_command_prepares_and_prints_a_line(tmp_path):
-    done = python("-m", "flaxattn.data.digits", "--data_dir", str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
-        f"digits is prepared in {tmp_path}/digits/1.0.0: 1438 train, 359 test images"
-    ]
-
-
-def test_the_command_takes_the_name_of_a_set(data_dir, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["digits", "digit_groups", f"--data_dir={data_dir}"])
-    digits.main()
-    assert capsys.readouterr().out.splitlines()[-1] == (
-        f"digit_groups is prepared in {data_dir}/digit_groups/1.0.0: 4000 train, 500 test images"
-    )
-
-
 def test_every_embedded_set_has_its_builder():
     assert tuple(digits.BUILDERS) == EMBEDDED

@@ -201,9 +201,7 @@ def test_a_set_prepared_in_another_format_is_refused(tmp_path, data_dir):
     info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"}))
     with pytest.raises(InputError, match="prepared as tfrecord, and only array_record") as error:
         open_source(tfds_config("digits", tmp_path), "train")
-    message = one_sentence(error)
-    assert f"delete {info.parent}" in message
-    assert f"run `python -m flaxattn.data.digits digits --data_dir={tmp_path}`" in message
+    assert one_sentence(error).endswith(f"delete {info.parent}.")
 
 
 @pytest.mark.parametrize("split", ["tset", "train+tset", "tset[:5]"])

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from jax import Array
 
 from flaxattn.attention.mechanism import Mechanism
-from flaxattn.attention.parts.maps import require_maps
 from flaxattn.layers.pooling import average_pool, rescale
 
 
@@ -23,7 +22,7 @@ class ChannelGate(Mechanism):
         return self.gate
 
     def __call__(self, x: Array, train: bool = False) -> Array:
-        require_maps(x)
+        self.require_maps(x)
         gate = self.gate(average_pool(x))
         self.sow("intermediates", "attention", gate)
         return rescale(x, gate)
