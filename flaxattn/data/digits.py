@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from sklearn.datasets import load_digits
 
 TEST_SHARE = 0.2
 
@@ -119,6 +118,9 @@ def places(random: np.random.RandomState, count: int) -> list[list[int]]:
 
 def pixels_and_labels() -> tuple[np.ndarray, np.ndarray]:
     """All digits: images (1797, 8, 8) uint8, and labels."""
+    # Imported here: it takes a second, and a prepared set does without.
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target
 
@@ -133,7 +135,7 @@ def png(pixels: np.ndarray) -> io.BytesIO:
 
 def splits() -> dict[str, np.ndarray]:
     """The indices of the digits of each split."""
-    labels = load_digits().target
+    _, labels = pixels_and_labels()
     test = test_indices(labels)
     return {"train": np.setdiff1d(np.arange(len(labels)), test), "test": test}
 
@@ -151,7 +153,8 @@ def test_indices(labels: np.ndarray) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-BUILDERS = {builder.name: builder for builder in (Digits, DigitGroups)}
+# Sets that are made on the spot, from what scikit-learn brings along.
+EMBEDDED = {builder.name: builder for builder in (Digits, DigitGroups)}
 
 
 def prepare(
@@ -162,7 +165,7 @@ def prepare(
     The files are written beside their place and moved there in one step, so processes that start
     together do not disturb each other and a prepare that is killed leaves nothing half-written.
     """
-    make = functools.partial(BUILDERS[name], data_dir=data_dir or None)
+    make = functools.partial(EMBEDDED[name], data_dir=data_dir or None)
     builder = make()
     if not builder.data_path.exists():
         try:

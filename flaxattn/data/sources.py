@@ -11,10 +11,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
+from flaxattn.data.digits import EMBEDDED, prepare
 from flaxattn.errors import InputError, unknown
 
-# Sets that are made on the spot, from what scikit-learn brings along.
-EMBEDDED = ("digits", "digit_groups")
 # What a task may learn of an image, in words.
 ANNOTATIONS = {"class": "image classification", "classes": "multi-label classification"}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -233,15 +232,12 @@ _SOURCES = {"tfds": _open_tfds, "folder": _open_folder}
 
 def _prepared_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     if name in EMBEDDED:
-        # Imported here, for scikit-learn takes a while.
-        from flaxattn.data.digits import prepare
-
         return prepare(data_dir, name=name)
     try:
         # From the files alone: no code of the data set, no TensorFlow, no network.
         return read_only_builder.builder_from_files(name, data_dir=data_dir or None)
     except tfds.core.DatasetNotFoundError as error:
-        known = [*tfds.list_builders(with_community_datasets=False), *EMBEDDED]
+        known = tfds.list_builders(with_community_datasets=False)
         plain_name = name.split("/")[0].split(":")[0]
         doubt = ""
         if plain_name not in known:

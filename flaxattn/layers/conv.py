@@ -1,5 +1,6 @@
 """The one convolution of the library: padding as in torch, parameters as in flax.linen.Conv."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
@@ -92,17 +93,22 @@ def convolve(
 ) -> Array:
     """The convolution itself, as the platform it is compiled for computes it fastest."""
 
-    def by(formulation: Formulation) -> Callable[[Array, Array], Array]:
-        return lambda x, kernel: formulation(x, kernel, geometry, precision)
-
     faster = {
-        platform: by(formulation)
+        platform: _by(formulation, geometry, precision)
         for platform, ways in (("cpu", cpu_conv), ("tpu", tpu_conv))
         if (formulation := ways.formulation(x, kernel, geometry)) is not None
     }
     if not faster:
         return native(x, kernel, geometry, precision)
-    return lax.platform_dependent(x, kernel, **faster, default=by(native))
+    return lax.platform_dependent(x, kernel, **faster, default=_by(native, geometry, precision))
+
+
+@functools.cache
+def _by(
+    formulation: Formulation, geometry: Geometry, precision: lax.PrecisionLike
+) -> Callable[[Array, Array], Array]:
+    """The formulation of these two alone; one function, so that JAX traces equal ones once."""
+    return lambda x, kernel: formulation(x, kernel, geometry, precision)
 
 
 def require_groups(groups: int, channels: int, features: int) -> None:

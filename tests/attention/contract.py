@@ -32,7 +32,7 @@ def sown(layer, variables, x):
 def check_gate(layer):
     """`gate` of the averages is what is sown, and the answer is x times it."""
     x = jax.random.normal(jax.random.key(0), (2, 5, 3, 32))
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     gate = layer.apply(variables, x.mean((1, 2)), method="gate")
     assert gate.shape == (2, 32)
     y, gates = sown(layer, variables, x)
@@ -50,7 +50,7 @@ def check_bfloat16(layer, *, same_gate=True, change=lambda variables: variables)
     """
     noise = jax.random.normal(jax.random.key(0), (2, 9, 7, 32))
     x = (100 + noise).astype(jnp.bfloat16)
-    variables = change(layer.init(jax.random.key(1), x))
+    variables = change(jax.jit(layer.init)(jax.random.key(1), x))
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(variables))
     answer, gates = sown(layer, variables, x)
     assert answer.dtype == jnp.bfloat16

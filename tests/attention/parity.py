@@ -218,6 +218,7 @@ def errors(layer, reference, x, train, dtype, naming, programs, *, exact=False, 
     params = variables.get("params", {})
     statistics = {k: v for k, v in variables.items() if k != "params"}
 
+    @jax.jit
     def apply(params, statistics, x):
         return layer.apply({"params": params, **statistics}, x, train=train, mutable=[*statistics])
 
@@ -228,7 +229,7 @@ def errors(layer, reference, x, train, dtype, naming, programs, *, exact=False, 
         return ours, moved, *pullback(cotangent)
 
     # A layer with statistics has a mode to train in; of others it is asked.
-    equations = train if statistics else str(jax.make_jaxpr(apply)(params, statistics, x))
+    equations = train if statistics else str(apply.trace(params, statistics, x).jaxpr)
     cotangent = to_channels_last(cotangent).astype(dtype)
     if equations not in programs:
         programs[equations] = jax.jit(step).lower(params, statistics, x, cotangent).compile()

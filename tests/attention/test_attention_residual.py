@@ -34,7 +34,7 @@ CASES = [
 def case(**fields):
     layer = AttentionResidual(**fields)
     x = jax.random.normal(jax.random.key(1), (2, 6, 5, 16))
-    return layer, layer.init(jax.random.key(0), x), x
+    return layer, jax.jit(layer.init)(jax.random.key(0), x), x
 
 
 def test_other_reductions_are_honoured():

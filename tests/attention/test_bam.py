@@ -100,7 +100,7 @@ def test_the_authors_code_fails_on_a_high_map():
 def test_the_branches_are_added_or_multiplied(x):
     """On the same weights; with a channel branch of zero the product's gate is 1/2."""
     paper, product = BAM(), BAM(merge="multiply")
-    variables = paper.init(jax.random.key(1), x)
+    variables = jax.jit(paper.init)(jax.random.key(1), x)
     assert abs(paper.apply(variables, x) - product.apply(variables, x)).max() > 1e-2
     variables["params"]["gate_c_bn_final"]["scale"] *= 0
     np.testing.assert_allclose(product.apply(variables, x), 1.5 * x, rtol=1e-6)
@@ -112,12 +112,14 @@ def test_the_branches_are_added_or_multiplied(x):
 @pytest.mark.parametrize("variant", BAM.variants)
 def test_zero_kernels_leave_half_of_x_to_add(x, variant):
     layer = getattr(BAM, variant)(kernel_init=nn.initializers.zeros)
-    np.testing.assert_array_equal(layer.apply(layer.init(jax.random.key(1), x), x), 1.5 * x)
+    np.testing.assert_array_equal(
+        layer.apply(jax.jit(layer.init)(jax.random.key(1), x), x), 1.5 * x
+    )
 
 
 def test_the_gate_is_what_is_sown(x):
     layer = BAM()
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     y, sown = contract.sown(layer, variables, x)
     np.testing.assert_allclose(y, x + x * sown["attention"][0], rtol=1e-6)
 

@@ -73,7 +73,7 @@ def x():
 
 def test_matrices_average_blocks_of_rows_and_columns(x):
     layer = BilinearAttention(block_size=4)
-    _, sown = contract.sown(layer, layer.init(jax.random.key(1), x), x)
+    _, sown = contract.sown(layer, jax.jit(layer.init)(jax.random.key(1), x), x)
     matrices = sown["ba"]["attention"][0]
     assert matrices["rows"].shape == matrices["columns"].shape == (2, 4, 4, 4)
     np.testing.assert_allclose(matrices["rows"].sum(-1), np.ones((2, 4, 4)), rtol=1e-5)
@@ -83,7 +83,7 @@ def test_matrices_average_blocks_of_rows_and_columns(x):
 
 def test_biases_before_batch_statistics_change_nothing(x):
     layer = BilinearAttention(block_size=4)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     plain, _ = layer.apply(variables, x, train=True, mutable=["batch_stats"])
     variables["params"]["conv1"]["conv"]["bias"] += 3.0
     variables["params"]["ba"]["conv2"]["conv"]["bias"] += 3.0
@@ -109,7 +109,7 @@ def test_a_shared_maximum_s_gradient_goes_where_torch_sends_it():
 
 def test_no_last_layer_leaves_x(x):
     layer = BilinearAttention(block_size=4)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     variables["params"]["conv2"]["bn"]["scale"] *= 0
     np.testing.assert_array_equal(layer.apply(variables, x), x)
 
@@ -117,7 +117,7 @@ def test_no_last_layer_leaves_x(x):
 def test_weights_that_all_but_vanish_are_no_nan(x):
     """sigmoid(-200) is zero in float32, and its share of the sum 0 / 0."""
     layer = BilinearAttention(block_size=4)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     bias = variables["params"]["ba"]["conv_p"]["bias"]
     variables["params"]["ba"]["conv_p"]["bias"] = jnp.full_like(bias, -200.0)
     y, gradient = jax.value_and_grad(lambda x: layer.apply(variables, x).sum())(x)
@@ -127,7 +127,7 @@ def test_weights_that_all_but_vanish_are_no_nan(x):
 
 def test_dropout_takes_whole_channels_in_train_mode_only(x):
     layer = BilinearAttention.official(block_size=4, drop_rate=0.5)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     arguments = {"train": True, "mutable": ["batch_stats"]}
     y, _ = layer.apply(variables, x, rngs={"dropout": jax.random.key(2)}, **arguments)
     whole, _ = layer.clone(drop_rate=0.0).apply(variables, x, **arguments)
@@ -150,7 +150,7 @@ def test_width_is_rounded_as_in_timm(features):
 def test_bfloat16():
     x = jax.random.normal(jax.random.key(0), (2, 8, 4, 32), jnp.bfloat16)
     layer = BilinearAttention(block_size=4)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     y, gates = contract.sown(layer, variables, x)
     assert y.dtype == jnp.bfloat16
     assert all(gate.dtype == jnp.float32 for gate in jax.tree.leaves(gates))

@@ -68,7 +68,7 @@ def x():
 
 def test_chunks_change_neither_values_nor_gradients(x):
     layer = BottleneckSelfAttention(32)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
 
     def gradients(layer):
         return jax.grad(lambda *a: jnp.sum(jnp.sin(layer.apply(*a))), (0, 1))(variables, x)
@@ -81,7 +81,7 @@ def test_chunks_change_neither_values_nor_gradients(x):
 def test_positions_alone_look_where_their_table_says(x):
     """Without content, a large entry for the row above: each answer is a mean of that row."""
     layer = BottleneckSelfAttention(32, num_heads=1, qkv_bias=True, scale_pos_embed=False)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     params = variables["params"]
     kernel = params["qkv"]["kernel"]
     params["qkv"]["kernel"] = kernel.at[..., :64].set(0).at[0, 0, :, 64:].set(jnp.eye(32))
@@ -96,7 +96,7 @@ def test_positions_alone_look_where_their_table_says(x):
 
 def test_another_size_of_map_is_refused_in_a_sentence(x):
     layer = BottleneckSelfAttention(32)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     with pytest.raises(InputError, match=r"height_rel is \(9, 8\), made for a map of another size"):
         layer.apply(variables, jnp.zeros((1, 6, 3, 32)))
 
@@ -104,7 +104,7 @@ def test_another_size_of_map_is_refused_in_a_sentence(x):
 def test_strides_average_and_features_may_differ(x):
     x = x[:, :4, :2]
     layer = BottleneckSelfAttention(24, strides=2, num_heads=2)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     whole = layer.clone(strides=1).apply(variables, x)
     y = layer.apply(variables, x)
     assert y.shape == (2, 2, 1, 24)

@@ -60,7 +60,7 @@ def test_no_two_variants_are_one(x):
         assert trees[one] != trees[other]
 
     official, timm_like = CBAM.official(use_bias=False), CBAM.timm()
-    variables = official.init(jax.random.key(1), x)
+    variables = jax.jit(official.init)(jax.random.key(1), x)
     y = official.apply(variables, x)
     assert abs(timm_like.apply(variables, x) - y).max() > 1e-2
     variables["params"]["spatial"]["conv"]["kernel"] = variables["params"]["spatial"]["conv"][
@@ -90,13 +90,15 @@ def test_both_gates_can_be_looked_at(x):
 
 def test_zero_kernels_quarter_the_input(x):
     layer = CBAM.article_s2(kernel_init=nn.initializers.zeros)
-    np.testing.assert_array_equal(layer.apply(layer.init(jax.random.key(1), x), x), 0.25 * x)
+    np.testing.assert_array_equal(
+        layer.apply(jax.jit(layer.init)(jax.random.key(1), x), x), 0.25 * x
+    )
 
 
 def test_the_authors_initial_spatial_gate_is_one_half(x):
     norm = partial(BatchNorm, momentum=0.99, scale_init=nn.initializers.zeros)
     layer = CBAM.official(norm=norm)
-    _, gates = contract.sown(layer, layer.init(jax.random.key(1), x), x)
+    _, gates = contract.sown(layer, jax.jit(layer.init)(jax.random.key(1), x), x)
     np.testing.assert_array_equal(gates["spatial"]["attention"][0], 0.5)
 
 

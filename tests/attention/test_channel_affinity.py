@@ -29,7 +29,7 @@ CASES = [
 
 def attend(layer, x, gamma=1.0):
     """The answer and the map."""
-    variables = layer.init(jax.random.key(0), x)
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
     variables["params"]["gamma"] = jnp.full((1,), gamma)
     answer, sown = contract.sown(layer, variables, x)
     return answer, sown["attention"][0]

@@ -65,7 +65,7 @@ ALL_POOLS = ("avg", "max", "lp", "lse")
 def test_gate_times_input_is_the_scaled_output():
     x = jax.random.normal(jax.random.key(0), (2, 5, 3, 32))
     scaled, gate = ChannelAttention(reduction=4), ChannelAttention.article_s0(reduction=4)
-    variables = scaled.init(jax.random.key(1), x)
+    variables = jax.jit(scaled.init)(jax.random.key(1), x)
     y, gates = contract.sown(scaled, variables, x)
     s = gate.apply(variables, x)
     assert s.shape == (2, 1, 1, 32)
@@ -76,13 +76,15 @@ def test_gate_times_input_is_the_scaled_output():
 def test_zero_last_layer_halves_the_input():
     layer = ChannelAttention.official(kernel_init=nn.initializers.zeros)
     x = jax.random.normal(jax.random.key(0), (2, 5, 3, 32))
-    np.testing.assert_array_equal(layer.apply(layer.init(jax.random.key(1), x), x), 0.5 * x)
+    np.testing.assert_array_equal(
+        layer.apply(jax.jit(layer.init)(jax.random.key(1), x), x), 0.5 * x
+    )
 
 
 def test_the_biases_count_once_for_each_pool():
     layer = ChannelAttention.official(kernel_init=nn.initializers.zeros)
     x = jax.random.normal(jax.random.key(0), (2, 5, 3, 32))
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     variables["params"]["fc2"]["bias"] = jnp.full(32, 0.7)
     _, gates = contract.sown(layer, variables, x)
     np.testing.assert_allclose(gates["attention"][0], jax.nn.sigmoid(1.4), rtol=1e-6)

@@ -53,7 +53,7 @@ def x():
 
 def test_a_routing_from_outside_takes_the_place_of_its_own(x):
     layer = CondConv(4)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     y, sown = contract.sown(layer, variables, x)
     del variables["params"]["routing_fn"]
     routed = layer.apply(variables, x, routing=sown["attention"][0])
@@ -108,7 +108,7 @@ def test_bfloat16():
 def test_padding_is_on_both_sides():
     x = jax.random.normal(jax.random.key(0), (2, 6, 5, 4))
     layer = CondConv(4, kernel_size=5, strides=2)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     bare = layer.clone(padding=0)
     padded = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
     routing = jnp.ones((2, 8)) / 8  # which else would see the zeros

@@ -97,14 +97,16 @@ def width(layer, features, first):
 def test_zero_kernels_leave_half_of_each_gate(x, layer, factor):
     """Two gates of one half are multiplied, two logits of zero are added."""
     layer = layer(kernel_init=nn.initializers.zeros)
-    np.testing.assert_array_equal(layer.apply(layer.init(jax.random.key(1), x), x), factor * x)
+    np.testing.assert_array_equal(
+        layer.apply(jax.jit(layer.init)(jax.random.key(1), x), x), factor * x
+    )
 
 
 def test_one_position_of_one_sample_can_be_trained_on():
     """As in torch: the row and the column are two values for batch norm."""
     layer = CoordinateAttention()
     x = jnp.ones((1, 1, 1, 32))
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     y, _ = layer.apply(variables, x, train=True, mutable=["batch_stats"])
     np.testing.assert_allclose(y, 0.25 * x, rtol=1e-6)  # normalised to 0, as all biases are
 
@@ -124,7 +126,7 @@ def test_timm_rounds_the_width(features):
 
 def test_a_gate_is_one_number_a_row_and_one_a_column(x):
     layer = CoordinateAttention()
-    y, sown = contract.sown(layer, layer.init(jax.random.key(1), x), x)
+    y, sown = contract.sown(layer, jax.jit(layer.init)(jax.random.key(1), x), x)
     gates = sown["attention"][0]
     np.testing.assert_allclose(y, x * gates["height"] * gates["width"], rtol=1e-6)
     assert jnp.std(gates["height"], axis=1).min() > 0

@@ -27,7 +27,7 @@ def case(shape, gamma=0.7, **fields):
     """A layer whose gamma is not zero, its variables, and an input."""
     layer = CrissCross(**fields)
     x = jax.random.normal(jax.random.key(1), shape)
-    variables = layer.init(jax.random.key(0), x)
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
     variables["params"]["gamma"] = jnp.full((1,), gamma)
     return layer, variables, x
 

@@ -59,7 +59,7 @@ def test_several_maps_are_the_authors_stage(dtype):
 
 def test_a_later_map_depends_on_the_earlier():
     layer = DenseImplicit()
-    variables = layer.init(jax.random.key(1), X)
+    variables = jax.jit(layer.init)(jax.random.key(1), X)
 
     def second(first):
         _, carry = layer.apply(variables, first, layer.initial_carry(first), method="step")
@@ -72,13 +72,15 @@ def test_a_later_map_depends_on_the_earlier():
 def test_zero_kernels_quarter_the_input():
     """sigmoid(0) for the output gate, and for the memory of tanh(0)."""
     layer = DenseImplicit(kernel_init=nn.initializers.zeros)
-    np.testing.assert_array_equal(layer.apply(layer.init(jax.random.key(1), X), X), 0.25 * X)
+    np.testing.assert_array_equal(
+        layer.apply(jax.jit(layer.init)(jax.random.key(1), X), X), 0.25 * X
+    )
 
 
 def test_the_forget_gate_keeps_the_memory():
     """With nothing let in and nothing forgotten, the memory is the one before."""
     layer = DenseImplicit(kernel_init=nn.initializers.zeros)
-    params = layer.init(jax.random.key(1), X)["params"]
+    params = jax.jit(layer.init)(jax.random.key(1), X)["params"]
     bias = jnp.repeat(jnp.array([-100.0, 100.0, 3.0, 0.0]), 32)  # i, f, g, o
     params["input_fc2"]["bias"] = bias
     carry = (jnp.zeros((2, 32)), jax.random.normal(jax.random.key(2), (2, 32)))

@@ -44,7 +44,7 @@ CASES = [
 def example(shape=(3, 5, 7, 16), **fields):
     layer = DoubleAttention(**fields)
     x = jax.random.normal(jax.random.key(0), shape)
-    return layer, layer.init(jax.random.key(1), x), x
+    return layer, jax.jit(layer.init)(jax.random.key(1), x), x
 
 
 def test_constant_map_is_projected_twice():
@@ -68,7 +68,7 @@ def test_answers_do_not_depend_on_batch_mates(variant):
     """In a widely copied port they do, for its softmaxes run over the batch."""
     x = jax.random.normal(jax.random.key(0), (3, 5, 7, 16))
     layer = variant()
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     alone = layer.apply(variables, x[:1])
     np.testing.assert_allclose(layer.apply(variables, x)[:1], alone, rtol=1e-5, atol=1e-6)
 

@@ -50,7 +50,7 @@ VARIANTS = {"article_s3": DualAttention.article_s3, "lite": DualAttention.lite}
 
 def case(layer, shape=(2, 6, 5, 16)):
     x = jax.random.normal(jax.random.key(1), shape)
-    return layer.init(jax.random.key(0), x), x
+    return jax.jit(layer.init)(jax.random.key(0), x), x
 
 
 def gates_of(layer, variables, x):
@@ -165,7 +165,7 @@ def test_only_the_articles_initialiser_saturates_the_spatial_gate():
     x = jax.nn.relu(jax.random.normal(jax.random.key(1), (8, 14, 14, 512)))
 
     def saturated(layer):
-        gate = gates_of(layer, layer.init(jax.random.key(0), x), x)["spatial"]
+        gate = gates_of(layer, jax.jit(layer.init)(jax.random.key(0), x), x)["spatial"]
         return np.mean((np.asarray(gate) < 0.01) | (np.asarray(gate) > 0.99))
 
     assert saturated(DualAttention()) == 0

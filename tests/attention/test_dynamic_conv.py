@@ -53,7 +53,7 @@ def x():
 
 
 def start(layer, x):
-    return layer.init(jax.random.key(1), x)
+    return jax.jit(layer.init)(jax.random.key(1), x)
 
 
 def test_it_is_k_convolutions_mixed(x):

@@ -53,7 +53,7 @@ def test_a_cpu_pools_as_other_platforms_do():
 def test_the_lowest_frequency_alone_is_squeeze_and_excitation():
     x = jax.random.normal(jax.random.key(0), (2, 7, 7, 32))
     fca, se = FrequencyChannel(frequencies="top1"), SqueezeExcite(use_bias=False)
-    variables = fca.init(jax.random.key(1), x)
+    variables = jax.jit(fca.init)(jax.random.key(1), x)
     scaled = {"params": dict(variables["params"])}
     scaled["params"]["fc1"] = {"kernel": 7 * variables["params"]["fc1"]["kernel"]}
     assert parity.difference(fca.apply(variables, x), se.apply(scaled, x)) < 1e-6
@@ -63,7 +63,7 @@ def test_the_lowest_frequency_alone_is_squeeze_and_excitation():
 def test_without_a_size_the_grid_is_the_largest_that_fits(size):
     x = jax.random.normal(jax.random.key(0), (1, *size, 32))
     layer = FrequencyChannel()
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     largest = tuple(max(7, side - side % 7) for side in size)
     np.testing.assert_array_equal(
         layer.apply(variables, x), layer.clone(dct_size=largest).apply(variables, x)

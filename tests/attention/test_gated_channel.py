@@ -35,13 +35,13 @@ def x():
 @pytest.mark.parametrize("embedding", ["l1", "l2"])
 def test_at_first_it_is_the_identity(x, embedding):
     layer = GatedChannel(embedding=embedding)
-    np.testing.assert_array_equal(layer.apply(layer.init(jax.random.key(1), x), x), x)
+    np.testing.assert_array_equal(layer.apply(jax.jit(layer.init)(jax.random.key(1), x), x), x)
 
 
 @pytest.mark.parametrize("embedding", ["l1", "l2"])
 def test_the_gate_depends_on_shares_not_on_the_size_of_x(x, embedding):
     layer = GatedChannel(embedding=embedding, scale_init=nn.initializers.ones)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     y = layer.apply(variables, x)
     assert parity.difference(layer.apply(variables, 100 * x), 100 * y) < 1e-4
     assert abs(y - x).max() > 0.1
@@ -50,7 +50,7 @@ def test_the_gate_depends_on_shares_not_on_the_size_of_x(x, embedding):
 def test_zeros_have_finite_gradients():
     x = jnp.zeros((1, 4, 4, 8))
     layer = GatedChannel(scale_init=nn.initializers.ones)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     gradients = jax.grad(lambda v, x: layer.apply(v, x).sum(), (0, 1))(variables, x)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 

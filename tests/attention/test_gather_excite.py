@@ -128,7 +128,7 @@ def test_timm_itself_cannot_build_most_of_its_own(fields):
 def test_a_global_kernel_weighs_every_position(x):
     """With eval statistics of 0 and 1: x * sigmoid(sum_hw k_hwc x_hwc)."""
     layer = GatherExcite.theta()
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     kernel = variables["params"]["conv1"]["kernel"]
     assert kernel.shape == (8, 6, 1, 32)
     logits = (x * kernel[None, :, :, 0, :]).sum((1, 2), keepdims=True)
@@ -140,7 +140,7 @@ def test_a_global_kernel_weighs_every_position(x):
 @pytest.mark.parametrize("variant", ["theta", "theta_plus"])
 def test_a_global_kernel_is_bound_to_its_maps(x, variant):
     layer = getattr(GatherExcite, variant)()
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     with pytest.raises(InputError, match=r"kernel of 8x6 cannot gather a map of 6x8: .* extent"):
         layer.apply(variables, x.swapaxes(1, 2))
     state = weights.to_torch(variables, "timm", module=layer)
@@ -150,7 +150,7 @@ def test_a_global_kernel_is_bound_to_its_maps(x, variant):
 
 def test_a_local_gate_covers_its_extent(x):
     layer = GatherExcite.theta(extent=4)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     y, sown = contract.sown(layer, variables, x)
     (gate,) = sown["attention"]
     assert gate.shape == (2, 2, 2, 32)

@@ -41,7 +41,7 @@ def test_the_fixed_form_has_no_parameter_and_the_learnt_one_has_one(x):
 
 def test_the_learnt_width_starts_in_the_middle_and_stays_within_its_bounds(x):
     learnt = GaussianContext(width=(1.0, 3.0))
-    variables = learnt.init(jax.random.key(0), x)
+    variables = jax.jit(learnt.init)(jax.random.key(0), x)
     assert parity.difference(learnt.apply(variables, x), GaussianContext().apply({}, x)) < 1e-6
     for theta, width in ((-100.0, 1.0), (100.0, 3.0)):
         pushed = learnt.apply({"params": {"theta": jnp.array([theta])}}, x)

@@ -55,7 +55,7 @@ CASES = [
 def example(shape=(2, 6, 5, 16), **fields):
     layer = GeneralizedAttention(**{"num_heads": 4, "kv_stride": 1, **fields})
     x = jax.random.normal(jax.random.key(0), shape)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     variables["params"]["gamma"] = jnp.ones((1,))
     return layer, variables, x
 

@@ -50,7 +50,7 @@ def x():
 
 
 def at_first(layer, x):
-    return layer.apply(layer.init(jax.random.key(1), x), x)
+    return layer.apply(jax.jit(layer.init)(jax.random.key(1), x), x)
 
 
 def test_the_authors_start_adds_nothing_and_halves(x):
@@ -61,7 +61,7 @@ def test_the_authors_start_adds_nothing_and_halves(x):
 def test_timm_starts_by_adding_one_random_vector_everywhere(x):
     """Only the weight of the last layer starts at zero there, not its bias."""
     layer = GlobalContext.timm_add()
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     added = layer.apply(variables, x) - x
     last = variables["params"]["channel_add_conv_3"]
     assert not last["kernel"].any()
@@ -83,7 +83,7 @@ def test_timm_rounds_the_width(features):
 def test_the_position_with_the_largest_logit_is_the_context():
     x = jnp.ones((1, 3, 4, 32)).at[0, 1, 2].set(9.0)
     layer = GlobalContext(reduction=4)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     variables["params"]["conv_mask"]["kernel"] = jnp.full((1, 1, 32, 1), 1.0)
     _, sown = contract.sown(layer, variables, x)
     weights = sown["attention"][0]["position"]

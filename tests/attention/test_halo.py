@@ -78,7 +78,7 @@ def x():
 )
 def test_a_position_sees_its_block_and_the_halo(x, strides, position, rows, columns):
     layer = HaloAttention(32, strides=strides, block_size=4, halo_size=1)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     gradient = jax.grad(lambda x: layer.apply(variables, x)[0][position].sum())(x)
     expected = np.zeros((8, 12), bool)
     expected[slice(*rows), slice(*columns)] = True
@@ -89,7 +89,7 @@ def test_beyond_the_edge_zeros_take_their_share_of_the_weights():
     """One block of equal positions, without relative energies: 4 of 36 keys lie on the map."""
     layer = HaloAttention(32, block_size=2, halo_size=2)
     x = jnp.tile(jax.random.normal(jax.random.key(0), (1, 1, 1, 32)), (1, 2, 2, 1))
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     params = variables["params"]
     params["q"]["kernel"] *= 0
     per_head = params["kv"]["kernel"].reshape(32, 8, 8)
@@ -100,7 +100,7 @@ def test_beyond_the_edge_zeros_take_their_share_of_the_weights():
 def test_strided_queries_are_every_second_position_by_content(x):
     """Without relative energies; with them positions count differently (see the class)."""
     layer = HaloAttention(32, block_size=4, halo_size=1)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     tables = variables["params"]["pos_embed"]
     variables["params"]["pos_embed"] = jax.tree.map(jnp.zeros_like, tables)
     y = layer.apply(variables, x)
@@ -113,7 +113,7 @@ def test_strided_queries_are_every_second_position_by_content(x):
 
 def test_strides_that_blocks_do_not_have_pool_instead(x):
     layer = HaloAttention(32, strides=2, block_size=1, halo_size=1)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     whole = layer.clone(strides=1).apply(variables, x)
     pooled = whole.reshape(2, 4, 2, 6, 2, 32).mean((2, 4))
     np.testing.assert_allclose(layer.apply(variables, x), pooled, rtol=1e-5, atol=1e-6)
@@ -121,7 +121,7 @@ def test_strides_that_blocks_do_not_have_pool_instead(x):
 
 def test_bfloat16(x):
     layer = HaloAttention(32, block_size=4)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     y, sown = contract.sown(layer, variables, x.astype(jnp.bfloat16))
     assert y.dtype == jnp.bfloat16
     assert sown["attention"][0].dtype == jnp.float32

@@ -44,7 +44,7 @@ def x():
 
 def test_whole_map_is_a_kernel_that_covers_it(x):
     local = LambdaLayer(32, kernel_size=11)
-    variables = local.init(jax.random.key(1), x)
+    variables = jax.jit(local.init)(jax.random.key(1), x)
     params = dict(variables["params"])
     table = params.pop("conv_lambda")["kernel"]
     params["pos_emb"] = table[:, 1:-1, 0, 0]  # 11 rows and 9 columns reach all of 6x5
@@ -54,7 +54,7 @@ def test_whole_map_is_a_kernel_that_covers_it(x):
 
 def test_without_positions_each_answer_is_one_matrix_times_its_query(x):
     layer = LambdaLayer(32)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     variables["params"]["conv_lambda"]["kernel"] *= 0
     y, sown = contract.sown(layer, variables, x)
     key = sown["attention"][0]
@@ -74,7 +74,7 @@ def test_features_may_differ_where_timm_cannot(x):
 
 def test_whole_map_belongs_to_one_size(x):
     layer = LambdaLayer(32, kernel_size=None)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     with pytest.raises(InputError, match=r"pos_emb is \(11, 9, 16\), made for a map of another"):
         layer.apply(variables, jnp.zeros((1, 6, 6, 32)))
 

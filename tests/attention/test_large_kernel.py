@@ -56,7 +56,7 @@ X = jax.random.normal(jax.random.key(0), (2, 5, 6, 8))
 
 @pytest.mark.parametrize("layer", [LargeKernel(), LargeSeparableKernel()], ids=by_class)
 def test_a_zero_last_kernel_leaves_the_bias_as_factor(layer):
-    variables = layer.init(jax.random.key(1), X)
+    variables = jax.jit(layer.init)(jax.random.key(1), X)
     variables["params"]["conv1"] = {"kernel": jnp.zeros((1, 1, 8, 8)), "bias": jnp.full(8, 3.0)}
     np.testing.assert_array_equal(layer.apply(variables, X), 3 * X)
 
@@ -69,7 +69,7 @@ def test_a_zero_last_kernel_leaves_the_bias_as_factor(layer):
 def test_a_position_sees_exactly_its_kernel(layer, reach):
     side = reach + 4
     x = jnp.ones((1, side, side, 1))
-    variables = jax.tree.map(jnp.ones_like, layer.init(jax.random.key(1), x))
+    variables = jax.tree.map(jnp.ones_like, jax.jit(layer.init)(jax.random.key(1), x))
 
     def centre(x):
         _, sown = contract.sown(layer, variables, x)
@@ -82,7 +82,7 @@ def test_a_position_sees_exactly_its_kernel(layer, reach):
 
 def test_the_separable_one_is_the_whole_one_for_kernels_of_rank_one():
     whole, split = LargeKernel(), LargeSeparableKernel()
-    params = split.init(jax.random.key(1), X)["params"]
+    params = jax.jit(split.init)(jax.random.key(1), X)["params"]
     outer = {"conv1": params["conv1"]}
     for name, rows, columns in (
         ("conv0", "conv0h", "conv0v"),

@@ -22,7 +22,7 @@ def x():
 
 def test_zero_weights_give_one_gate_for_all(x):
     layer = LinearContext(scale_init=nn.initializers.zeros, bias_init=nn.initializers.ones)
-    y = layer.apply(layer.init(jax.random.key(1), x), x)
+    y = layer.apply(jax.jit(layer.init)(jax.random.key(1), x), x)
     assert parity.difference(y, jax.nn.sigmoid(1.0) * x) < 1e-6
 
 
@@ -37,7 +37,7 @@ def test_groups_do_not_see_each_other():
 
 def test_one_channel_a_group_leaves_the_bias_only(x):
     layer = LinearContext(groups=32)
-    y = layer.apply(layer.init(jax.random.key(1), x), x)
+    y = layer.apply(jax.jit(layer.init)(jax.random.key(1), x), x)
     np.testing.assert_array_equal(y, 0.5 * x)
 
 

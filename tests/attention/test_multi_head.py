@@ -69,7 +69,7 @@ def test_mask_leaves_keys_out_as_torch_does(x, mask, query_chunk):
 
 def test_what_is_masked_has_no_weight_and_no_gradient(x, mask):
     layer = MultiHeadAttention()
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     _, sown = layer.apply(variables, x, mask=mask, mutable=["intermediates"])
     (attention,) = sown["intermediates"]["attention"]
     assert attention.shape == (3, 8, 20, 20)
@@ -88,7 +88,7 @@ def test_what_is_masked_has_no_weight_and_no_gradient(x, mask):
 def test_equal_positions_answer_their_own_value():
     layer = MultiHeadAttention(num_heads=4)
     x = jnp.tile(jax.random.normal(jax.random.key(0), (2, 1, 1, 32)), (1, 3, 6, 1))
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     qkv, proj = variables["params"]["qkv"], variables["params"]["proj"]
     expected = x @ qkv["kernel"][:, 64:] @ proj["kernel"]
     np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=1e-5, atol=1e-6)
@@ -97,7 +97,7 @@ def test_equal_positions_answer_their_own_value():
 def test_heads_attend_apart(x):
     """What one head reads changes its own map only."""
     layer = MultiHeadAttention(num_heads=4)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     _, before = contract.sown(layer, variables, x)
     kernel = variables["params"]["qkv"]["kernel"]
     variables["params"]["qkv"]["kernel"] = kernel.at[:, 8:16].multiply(2)
@@ -109,7 +109,7 @@ def test_heads_attend_apart(x):
 def test_a_wider_dtype_is_kept_up_to_the_answer(x):
     layer = MultiHeadAttention(dtype=jnp.float32)
     narrow = x.astype(jnp.bfloat16)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     expected = layer.apply(variables, narrow.astype(jnp.float32)).astype(jnp.bfloat16)
     np.testing.assert_array_equal(layer.apply(variables, narrow), expected)
 

@@ -119,7 +119,7 @@ CASES = [
 def test_starts_as_the_identity_and_lets_gradients_in(mode, norm):
     layer = NonLocal(mode=mode, norm=norm, sub_sample="before")
     x = jax.random.normal(jax.random.key(0), (2, 5, 3, 16))
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     np.testing.assert_array_equal(layer.apply(variables, x), x)
     answer, _ = layer.apply(variables, x, train=True, mutable=["batch_stats"])
     np.testing.assert_array_equal(answer, x)
@@ -135,7 +135,7 @@ def test_starts_as_the_identity_and_lets_gradients_in(mode, norm):
 
 def drawn(layer, x):
     """Variables without zeros, so that the layer is no identity."""
-    leaves, tree = jax.tree.flatten(layer.init(jax.random.key(1), x))
+    leaves, tree = jax.tree.flatten(jax.jit(layer.init)(jax.random.key(1), x))
     rng = np.random.default_rng(0)
     return jax.tree.unflatten(tree, [jnp.asarray(abs(rng.normal(size=p.shape))) for p in leaves])
 

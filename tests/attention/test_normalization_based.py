@@ -46,7 +46,7 @@ def x():
 
 def test_at_first_every_channel_weighs_the_same(x):
     layer = NormalizationBased()
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     y = layer.apply(variables, x)
     assert parity.difference(y, jax.nn.sigmoid(x / 32 / np.sqrt(1 + 1e-5)) * x) < 1e-6
 
@@ -54,7 +54,7 @@ def test_at_first_every_channel_weighs_the_same(x):
 def test_the_weights_pass_no_gradient_to_the_scales(x):
     """With one channel its weight is 1 whatever the scale; a fixed weight has bn's gradient."""
     layer = NormalizationBased()
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
 
     def loss(scale, weights):
         normal = x / np.sqrt(1 + 1e-5) * scale[None, None, None]
@@ -73,7 +73,7 @@ def test_the_weights_pass_no_gradient_to_the_scales(x):
 
 def test_negative_scales_weigh_by_their_size(x):
     layer = NormalizationBased()
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     y = layer.apply(variables, x)
     variables["params"]["bn2"]["scale"] = -variables["params"]["bn2"]["scale"]
     _, sown = contract.sown(layer, variables, x)
@@ -83,7 +83,7 @@ def test_negative_scales_weigh_by_their_size(x):
 def test_zero_scales_halve_the_input(x):
     """As a residual branch's last norm may start; the authors' code answers NaN."""
     layer = NormalizationBased()
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     variables["params"]["bn2"]["scale"] = jnp.zeros(32)
     np.testing.assert_array_equal(layer.apply(variables, x), 0.5 * x)
     gradients = jax.grad(lambda v: layer.apply(v, x).sum())(variables)
@@ -92,7 +92,7 @@ def test_zero_scales_halve_the_input(x):
 
 def test_the_spatial_half_has_weights_for_each_position(x):
     layer = NormalizationBased.channel_spatial()
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     assert variables["params"]["bn"]["scale"].shape == (15,)
     y, sown = contract.sown(layer, variables, x)
     channel, spatial = sown["attention"]
@@ -102,7 +102,7 @@ def test_the_spatial_half_has_weights_for_each_position(x):
 
 def test_the_spatial_half_refuses_maps_of_another_size(x):
     layer = NormalizationBased.channel_spatial()
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     with pytest.raises(InputError, match=r"scale is \(15,\), made for a map of another size"):
         layer.apply(variables, x[:, 1:])
 
@@ -110,7 +110,7 @@ def test_the_spatial_half_refuses_maps_of_another_size(x):
 def test_one_value_per_channel_is_refused_in_train_mode(x):
     layer = NormalizationBased()
     vector = x[:1, :1, :1]
-    variables = layer.init(jax.random.key(1), vector)
+    variables = jax.jit(layer.init)(jax.random.key(1), vector)
     with pytest.raises(InputError, match="more than one value per channel"):
         layer.apply(variables, vector, train=True, mutable=["batch_stats"])
 

@@ -48,7 +48,7 @@ def test_the_parallel_authors_spatial_gate_is_nearly_one_half():
     """0.50006 to 0.515 on 14x14 (mechanisms, B4)."""
     x = jax.random.normal(jax.random.key(0), (2, 14, 14, 32))
     layer = PolarizedAttention.official_parallel()
-    spatial = gates(layer, layer.init(jax.random.key(1), x), x)["spatial"]
+    spatial = gates(layer, jax.jit(layer.init)(jax.random.key(1), x), x)["spatial"]
     assert 0.5 < spatial.min() < spatial.max() < 0.52
 
 
@@ -58,14 +58,14 @@ def test_zero_kernels(sequential, factor):
     layer = PolarizedAttention(
         sequential=sequential, qv_init=nn.initializers.zeros, kernel_init=nn.initializers.zeros
     )
-    y = layer.apply(layer.init(jax.random.key(1), X), X)
+    y = layer.apply(jax.jit(layer.init)(jax.random.key(1), X), X)
     np.testing.assert_array_equal(y, factor * X)
 
 
 @pytest.mark.parametrize("sequential", [False, True])
 def test_the_gates_are_what_is_sown(sequential):
     layer = PolarizedAttention(sequential=sequential)
-    variables = layer.init(jax.random.key(1), X)
+    variables = jax.jit(layer.init)(jax.random.key(1), X)
     both = gates(layer, variables)
     channel, spatial = both["channel"][:, None, None, :], both["spatial"]
     factor = channel * spatial if sequential else channel + spatial
@@ -74,7 +74,7 @@ def test_the_gates_are_what_is_sown(sequential):
 
 def test_in_sequence_the_spatial_gate_reads_the_rescaled_map():
     parallel, sequential = PolarizedAttention(), PolarizedAttention(sequential=True)
-    variables = parallel.init(jax.random.key(1), X)
+    variables = jax.jit(parallel.init)(jax.random.key(1), X)
     one, other = gates(parallel, variables), gates(sequential, variables)
     np.testing.assert_array_equal(one["channel"], other["channel"])
     assert abs(one["spatial"] - other["spatial"]).max() > 1e-3

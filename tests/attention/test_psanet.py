@@ -66,7 +66,7 @@ CASES = [
 def example(shape=(2, 5, 7, 16), **fields):
     layer = PSANet(**{"features": 16, "hidden": 8, **fields})
     x = jax.random.normal(jax.random.key(0), shape)
-    return layer, layer.init(jax.random.key(1), x), x
+    return layer, jax.jit(layer.init)(jax.random.key(1), x), x
 
 
 def test_x_itself_comes_first():
@@ -110,7 +110,7 @@ def test_positions_outside_the_mask_take_their_part_of_the_softmax():
 def test_a_mask_larger_than_the_map_is_fine():
     small, _, x = example()
     large = small.clone(mask_size=(11, 15))
-    variables = large.init(jax.random.key(1), x)
+    variables = jax.jit(large.init)(jax.random.key(1), x)
     kernels = {"attention_3": None, "attention_p_3": None}
     for name in kernels:
         kernel = variables["params"][name]["kernel"].reshape(8, 11, 15)

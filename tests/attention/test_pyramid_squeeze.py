@@ -36,7 +36,7 @@ def x():
 
 def test_the_release_has_the_papers_branches_in_reverse(x):
     paper, release = PyramidSqueeze(64), PyramidSqueeze.official(64)
-    variables = paper.init(jax.random.key(1), x)
+    variables = jax.jit(paper.init)(jax.random.key(1), x)
     ours, theirs = paper.apply(variables, x), release.apply(variables, x)
     for i in range(4):
         np.testing.assert_array_equal(
@@ -47,7 +47,7 @@ def test_the_release_has_the_papers_branches_in_reverse(x):
 
 def test_proportions_stay_within_the_bounds_of_a_softmax_of_sigmoids(x):
     layer = PyramidSqueeze(64)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     variables["params"]["fc2"]["kernel"] *= 1e6
     _, sown = contract.sown(layer, variables, x)
     shares = sown["attention"][0]
@@ -58,7 +58,7 @@ def test_proportions_stay_within_the_bounds_of_a_softmax_of_sigmoids(x):
 
 def test_equal_gates_share_equally(x):
     layer = PyramidSqueeze(64)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     variables["params"]["fc2"]["kernel"] *= 0
     _, sown = contract.sown(layer, variables, x)
     np.testing.assert_array_equal(sown["attention"][0], jnp.full((2, 4, 16), 0.25))

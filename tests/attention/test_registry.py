@@ -128,7 +128,7 @@ def test_gates_multiply_in_full_float32_on_every_platform(name, layers):
     """By default an accelerator would multiply float32 in fewer bits."""
     layer = create_attention(name, **fields(name))
     x = jnp.ones((2, 4, 8, 32))
-    variables = layer.init(jax.random.key(0), x)
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
     traced = jax.jit(layer.apply).trace(variables, x)
     text = traced.lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("precision_config = [#stablehlo<precision HIGHEST>") == layers
@@ -139,7 +139,7 @@ def test_neighbouring_channels_are_weighted_outside_the_matrix_unit(name):
     """A TPU's single products are float32's own."""
     layer = create_attention(name, kernel_size=3)
     x = jnp.ones((2, 4, 8, 32))
-    variables = layer.init(jax.random.key(0), x)
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
     traced = jax.jit(layer.apply).trace(variables, x)
     on_tpu = traced.lower(lowering_platforms=("tpu",)).as_text()
     elsewhere = traced.lower(lowering_platforms=("cuda",)).as_text()

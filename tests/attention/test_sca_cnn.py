@@ -71,7 +71,7 @@ def test_a_decoder_s_state_enters_both_scores(variant, dtype):
 
 def test_without_a_state_it_is_zero(x):
     layer = SCACNN(8, state_features=6)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     y = layer.apply(variables, x)
     np.testing.assert_array_equal(layer.apply(variables, x, state=jnp.zeros((2, 6))), y)
     assert abs(layer.apply(variables, x, state=100 * jnp.ones((2, 6))) - y).max() > 1e-3
@@ -84,13 +84,13 @@ def test_without_a_state_it_is_zero(x):
 @pytest.mark.parametrize("order", ["channel_spatial", "spatial_channel"])
 def test_even_weights_leave_x_as_it_is(order, x):
     layer = SCACNN(8, order=order, kernel_init=nn.initializers.zeros)
-    y = layer.apply(layer.init(jax.random.key(1), x), x)
+    y = layer.apply(jax.jit(layer.init)(jax.random.key(1), x), x)
     np.testing.assert_allclose(y, x, rtol=1e-6)
 
 
 def test_the_answer_is_x_times_both_weights(x):
     layer = SCACNN(8, kernel_init=nn.initializers.normal(1))
-    y, maps = contract.sown(layer, layer.init(jax.random.key(1), x), x)
+    y, maps = contract.sown(layer, jax.jit(layer.init)(jax.random.key(1), x), x)
     (attention,) = maps["attention"]
     expected = x * 32 * attention["channel"][:, None, None, :] * 15 * attention["spatial"]
     np.testing.assert_allclose(y, expected, rtol=1e-5)
@@ -100,7 +100,7 @@ def test_the_answer_is_x_times_both_weights(x):
 
 def test_only_the_misplaced_parenthesis_gives_the_last_bias_an_effect(x):
     right, wrong = SCACNN(8), SCACNN.official_res5c(hidden_features=8)
-    variables = right.init(jax.random.key(1), x)
+    variables = jax.jit(right.init)(jax.random.key(1), x)
     y = right.apply(variables, x)
     np.testing.assert_array_equal(wrong.apply(variables, x), y)
     variables["params"]["spatial"]["bias"] += 1
@@ -110,7 +110,7 @@ def test_only_the_misplaced_parenthesis_gives_the_last_bias_an_effect(x):
 
 def test_all_but_the_product_over_the_map_is_in_full_float32(x):
     layer = SCACNN(8, state_features=6)
-    variables = layer.init(jax.random.key(0), x)
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
     traced = jax.jit(layer.apply).trace(variables, x)
     text = traced.lower(lowering_platforms=("tpu",)).as_text()
     products = [line for line in text.splitlines() if "convolution(" in line or "dot_gen" in line]

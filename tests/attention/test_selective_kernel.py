@@ -94,7 +94,7 @@ def x():
 
 
 def start(layer, x):
-    return layer.init(jax.random.key(0), x)
+    return jax.jit(layer.init)(jax.random.key(0), x)
 
 
 def test_the_papers_unit_is_timms_with_the_papers_settings():

@@ -40,7 +40,7 @@ def case(shape, *, gamma=0.7, dtype=jnp.float32, **fields):
     """A layer whose gamma is not zero, its variables, and an input."""
     layer = SelfAttention(**fields)
     x = jax.random.normal(jax.random.key(1), shape, dtype)
-    variables = layer.init(jax.random.key(0), x)
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
     variables["params"]["gamma"] = jnp.full((1,), gamma)
     return layer, variables, x
 
@@ -48,7 +48,7 @@ def case(shape, *, gamma=0.7, dtype=jnp.float32, **fields):
 def test_zero_gamma_is_identity():
     layer = SelfAttention()
     x = jax.random.normal(jax.random.key(1), (2, 5, 3, 16))
-    variables = layer.init(jax.random.key(0), x)
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
     np.testing.assert_array_equal(layer.apply(variables, x), x)
 
 

@@ -42,7 +42,7 @@ def test_variables_are_those_of_one_layer(factory):
 
 def test_each_map_is_answered_as_by_the_layer_alone():
     layer, shared = FACTORIES[0](), SharedAttention(FACTORIES[0])
-    variables = layer.init(jax.random.key(1), MAPS[0])
+    variables = jax.jit(layer.init)(jax.random.key(1), MAPS[0])
     answers, state = shared.apply(variables, MAPS, mutable=["intermediates"])
     assert isinstance(answers, list)
     for x, y, gate in zip(MAPS, answers, state["intermediates"]["attention"], strict=True):
@@ -52,7 +52,7 @@ def test_each_map_is_answered_as_by_the_layer_alone():
 
 def test_gradients_are_the_sum_over_the_maps():
     layer, shared = FACTORIES[0](), SharedAttention(FACTORIES[0])
-    variables = layer.init(jax.random.key(1), MAPS[0])
+    variables = jax.jit(layer.init)(jax.random.key(1), MAPS[0])
 
     def loss(answers):
         return sum(jnp.sin(y).sum() for y in answers)
@@ -66,7 +66,7 @@ def test_gradients_are_the_sum_over_the_maps():
 
 def test_the_carry_passes_from_map_to_map():
     layer, shared = DenseImplicit(), SharedAttention(DenseImplicit)
-    variables = layer.init(jax.random.key(1), MAPS[0])
+    variables = jax.jit(layer.init)(jax.random.key(1), MAPS[0])
     carry = layer.initial_carry(MAPS[0])
     for x, y in zip(MAPS, shared.apply(variables, MAPS), strict=True):
         expected, carry = layer.apply(variables, x, carry, method="step")
@@ -76,7 +76,7 @@ def test_the_carry_passes_from_map_to_map():
 def test_statistics_move_once_for_each_map():
     factory = partial(SpatialAttention, norm=BatchNorm)
     layer, shared = factory(), SharedAttention(factory)
-    variables = shared.init(jax.random.key(1), MAPS)
+    variables = jax.jit(shared.init)(jax.random.key(1), MAPS)
     train = {"train": True, "mutable": ["batch_stats"]}
     answers, moved = jax.jit(partial(shared.apply, **train))(variables, MAPS)
     for x, y in zip(MAPS, answers, strict=True):
@@ -90,7 +90,7 @@ def test_statistics_move_once_for_each_map():
 def test_layers_without_weights_for_each_channel_take_unequal_ones(factory):
     maps = [MAPS[0], MAPS[1][..., :8]]
     shared = SharedAttention(factory)
-    answers = shared.apply(shared.init(jax.random.key(1), maps), maps)
+    answers = shared.apply(jax.jit(shared.init)(jax.random.key(1), maps), maps)
     assert [y.shape for y in answers] == [x.shape for x in maps]
 
 

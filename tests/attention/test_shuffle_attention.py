@@ -43,7 +43,7 @@ X = jax.random.normal(jax.random.key(0), (2, 5, 3, 32))
 
 def drawn(layer, x=X):
     """Variables that are not the initial ones."""
-    leaves, tree = jax.tree.flatten(layer.init(jax.random.key(1), x))
+    leaves, tree = jax.tree.flatten(jax.jit(layer.init)(jax.random.key(1), x))
     keys = jax.random.split(jax.random.key(2), len(leaves))
     return jax.tree.unflatten(
         tree, [jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
@@ -54,7 +54,7 @@ def test_it_starts_as_a_shuffle():
     """Of 8 channels to 0, 4, 1, 5, 2, 6, 3, 7 (mechanisms, 0.1), times sigmoid(1)."""
     layer = ShuffleAttention(groups=2)
     x = X[..., :8]
-    y = layer.apply(layer.init(jax.random.key(1), x), x)
+    y = layer.apply(jax.jit(layer.init)(jax.random.key(1), x), x)
     np.testing.assert_allclose(
         y, x[..., np.array([0, 4, 1, 5, 2, 6, 3, 7])] * jax.nn.sigmoid(1.0), rtol=1e-6
     )

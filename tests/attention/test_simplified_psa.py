@@ -68,7 +68,7 @@ def reduced(layer, variables, x):
 def test_the_three_forms_differ_with_equal_weights(x):
     gather, mix = SimplifiedPSA(32), SimplifiedPSA(32, repair="mix")
     article = SimplifiedPSA.article_s0(32)
-    variables = gather.init(jax.random.key(1), x)
+    variables = jax.jit(gather.init)(jax.random.key(1), x)
     answers = [layer.apply(variables, x) for layer in (gather, mix, article)]
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert abs(answers[one] - answers[other]).max() > 1e-2
@@ -76,7 +76,7 @@ def test_the_three_forms_differ_with_equal_weights(x):
 
 def test_article_adds_one_to_every_channel_in_total(x):
     layer = SimplifiedPSA.article_s0(32)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     added = layer.apply(variables, x) - reduced(layer, variables, x)
     np.testing.assert_allclose(added.sum((1, 2)), 1, rtol=1e-4)
 
@@ -88,7 +88,7 @@ def silenced(variables, *names):
 
 def test_gathering_evenly_adds_the_average_to_every_position(x):
     layer = SimplifiedPSA(24)
-    variables = silenced(layer.init(jax.random.key(1), x), "collect")
+    variables = silenced(jax.jit(layer.init)(jax.random.key(1), x), "collect")
     f = reduced(layer, variables, x)
     expected = f + f.mean((1, 2), keepdims=True)
     np.testing.assert_allclose(layer.apply(variables, x), expected, atol=1e-5)
@@ -96,7 +96,7 @@ def test_gathering_evenly_adds_the_average_to_every_position(x):
 
 def test_mixing_evenly_adds_the_mean_of_the_channels(x):
     layer = SimplifiedPSA(24, repair="mix")
-    variables = silenced(layer.init(jax.random.key(1), x), "collect", "distribute")
+    variables = silenced(jax.jit(layer.init)(jax.random.key(1), x), "collect", "distribute")
     f = reduced(layer, variables, x)
     expected = f + f.mean(-1, keepdims=True)
     np.testing.assert_allclose(layer.apply(variables, x), expected, atol=1e-5)
@@ -105,7 +105,7 @@ def test_mixing_evenly_adds_the_mean_of_the_channels(x):
 def test_sown_maps_sum_to_one_over_the_positions_even_in_bfloat16(x):
     layer = SimplifiedPSA(24, kernel_init=nn.initializers.normal(1))
     x = x.astype(jnp.bfloat16)
-    answer, maps = contract.sown(layer, layer.init(jax.random.key(1), x), x)
+    answer, maps = contract.sown(layer, jax.jit(layer.init)(jax.random.key(1), x), x)
     assert (answer.dtype, answer.shape) == (jnp.bfloat16, (2, 4, 8, 24))
     assert maps["attention"][0].dtype == jnp.float32
     assert maps["attention"][0].shape == (2, 4, 8, 24)

@@ -61,7 +61,7 @@ def test_one_kernel_serves_all_three_outputs(x):
 
 def test_pool_order_is_the_order_of_the_kernel_s_channels(x):
     mean_first, max_first = SpatialAttention(), SpatialAttention(pools=("max", "avg"))
-    variables = mean_first.init(jax.random.key(1), x)
+    variables = jax.jit(mean_first.init)(jax.random.key(1), x)
     y = mean_first.apply(variables, x)
     assert abs(max_first.apply(variables, x) - y).max() > 1e-2
     swapped = jax.tree.map(lambda kernel: kernel[:, :, ::-1], variables)
@@ -70,7 +70,7 @@ def test_pool_order_is_the_order_of_the_kernel_s_channels(x):
 
 def test_official_and_timm_differ_in_order_and_in_momentum(x):
     official, timm_like = SpatialAttention.official(), SpatialAttention.timm()
-    variables = official.init(jax.random.key(1), x)
+    variables = jax.jit(official.init)(jax.random.key(1), x)
     assert abs(official.apply(variables, x) - timm_like.apply(variables, x)).max() > 1e-2
     variance = [
         layer.apply(variables, x, train=True, mutable=["batch_stats"])[1]["batch_stats"]["bn"][
@@ -90,7 +90,7 @@ def test_separating_the_convolution_saves_nothing_and_adds_no_function(x):
     assert (count(SpatialAttention.separable), count(SpatialAttention)) == (100, 98)
     assert count(SpatialAttention.separable, kernel_size=3) == 20
 
-    params = separable.init(jax.random.key(1), x)["params"]
+    params = jax.jit(separable.init)(jax.random.key(1), x)["params"]
     around, weigh = params["conv"]["kernel"], params["pointwise"]["kernel"]
     dense = around.swapaxes(2, 3) * weigh
     assert dense.shape == (7, 7, 2, 1)
@@ -100,7 +100,9 @@ def test_separating_the_convolution_saves_nothing_and_adds_no_function(x):
 
 def test_zero_kernel_halves_the_input(x):
     layer = SpatialAttention(kernel_init=nn.initializers.zeros)
-    np.testing.assert_array_equal(layer.apply(layer.init(jax.random.key(1), x), x), 0.5 * x)
+    np.testing.assert_array_equal(
+        layer.apply(jax.jit(layer.init)(jax.random.key(1), x), x), 0.5 * x
+    )
 
 
 def test_of_tied_maxima_the_first_takes_the_gradient_as_in_torch_max():

@@ -26,7 +26,7 @@ X = jax.random.normal(jax.random.key(0), (2, 5, 3, 32))
 
 
 def with_weight(layer, value, x=X):
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     variables["params"]["weight"] = jnp.full_like(variables["params"]["weight"], value)
     return variables
 
@@ -34,7 +34,9 @@ def with_weight(layer, value, x=X):
 def test_it_starts_at_one_gate():
     layer = SpatialGroupEnhance(groups=8)
     np.testing.assert_allclose(
-        layer.apply(layer.init(jax.random.key(1), X), X), X * jax.nn.sigmoid(1.0), rtol=1e-6
+        layer.apply(jax.jit(layer.init)(jax.random.key(1), X), X),
+        X * jax.nn.sigmoid(1.0),
+        rtol=1e-6,
     )
 
 

@@ -84,13 +84,13 @@ def x():
 
 def test_equal_logits_average_the_splits(x):
     layer = SplitAttention(4)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     variables["params"]["fc2"]["kernel"] *= 0
     y, sown = contract.sown(layer, variables, x)
     np.testing.assert_allclose(sown["attention"][0], 0.5, atol=1e-6)
 
     alone = SplitAttention(8, radix=1, groups=2)  # the same convolution, its splits side by side
-    tree = alone.init(jax.random.key(1), x)
+    tree = jax.jit(alone.init)(jax.random.key(1), x)
     tree["params"]["conv"] = variables["params"]["conv"]
     tree["params"]["fc2"]["kernel"] *= 0  # gates of one half
     splits = 2 * alone.apply(tree, x)
@@ -100,7 +100,7 @@ def test_equal_logits_average_the_splits(x):
 def test_each_split_reads_its_own_part_of_the_channels(x):
     """A quirk of one convolution in groups * radix groups."""
     layer = SplitAttention(4, norm=None)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     variables["params"]["fc2"]["bias"] = jnp.array([50.0] * 4 + [-50.0] * 4)  # the first split only
     reach = jax.grad(lambda x: layer.apply(variables, x).sum())(x)
     assert abs(reach[..., :4]).max() > 0

@@ -121,7 +121,7 @@ def test_groups_read_and_gate_their_own_channels():
 def test_silent_last_layer_halves_the_input():
     layer = SqueezeExcite(reduction=4)
     x = jax.random.normal(jax.random.key(0), (2, 5, 3, 32))
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     variables["params"]["fc2"] = jax.tree.map(jnp.zeros_like, variables["params"]["fc2"])
     np.testing.assert_array_equal(layer.apply(variables, x), 0.5 * x)
 

@@ -42,7 +42,9 @@ def x():
 
 def test_it_starts_by_halving_the_input(x):
     layer = StyleRecalibration()
-    np.testing.assert_array_equal(layer.apply(layer.init(jax.random.key(1), x), x), 0.5 * x)
+    np.testing.assert_array_equal(
+        layer.apply(jax.jit(layer.init)(jax.random.key(1), x), x), 0.5 * x
+    )
 
 
 def test_the_port_starts_as_a_convolution_over_two_statistics(x):
@@ -54,7 +56,7 @@ def test_the_port_starts_as_a_convolution_over_two_statistics(x):
 
 def test_a_channel_s_gate_reads_that_channel_alone(x):
     layer = StyleRecalibration.changzy00()
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     _, before = contract.sown(layer, variables, x)
     _, after = contract.sown(layer, variables, x.at[..., 3].multiply(2))
     changed = (before["attention"][0] != after["attention"][0]).any(0)
@@ -65,7 +67,7 @@ def test_a_channel_s_gate_reads_that_channel_alone(x):
 def test_constant_channels_have_finite_gradients(variant):
     x = jnp.full((2, 4, 4, 8), 3.0)
     layer = getattr(StyleRecalibration, variant)()
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     gradient = jax.grad(lambda x: layer.apply(variables, x).sum())(x)
     assert jnp.isfinite(gradient).all()
 

@@ -47,7 +47,7 @@ def x():
 @pytest.mark.parametrize("no_spatial", [False, True])
 def test_zero_kernels_halve_the_input(x, no_spatial):
     layer = TripletAttention(no_spatial=no_spatial, kernel_init=nn.initializers.zeros)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     assert parity.difference(layer.apply(variables, x), 0.5 * x) < 1e-6
 
 
@@ -58,7 +58,7 @@ def test_parameters_do_not_grow_with_the_channels(x):
 
 def test_the_answer_is_x_times_the_mean_gate(x):
     layer = TripletAttention()
-    y, sown = contract.sown(layer, layer.init(jax.random.key(1), x), x)
+    y, sown = contract.sown(layer, jax.jit(layer.init)(jax.random.key(1), x), x)
     cw, hc, hw = (sown[branch]["attention"][0] for branch in ("cw", "hc", "hw"))
     gate = cw.transpose(0, 3, 2, 1) + hc.transpose(0, 1, 3, 2) + hw
     assert parity.difference(y, x * gate / 3) < 1e-6
@@ -69,7 +69,7 @@ def test_without_the_spatial_branch_one_value_is_many_channels(x):
     vector = x[:1, :1, :1]
 
     def train(layer):
-        variables = layer.init(jax.random.key(1), vector)
+        variables = jax.jit(layer.init)(jax.random.key(1), vector)
         return layer.apply(variables, vector, train=True, mutable=["batch_stats"])[0]
 
     assert jnp.isfinite(train(TripletAttention(no_spatial=True))).all()
@@ -89,7 +89,7 @@ def test_bfloat16():
 def test_the_mean_is_rounded_once(x):
     """bfloat16 in, bfloat16 out; between them the three copies are summed in float32."""
     layer = TripletAttention()
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     narrow = x.astype(jnp.bfloat16)
     exact = layer.apply(variables, narrow.astype(jnp.float32)).astype(jnp.bfloat16)
     np.testing.assert_array_equal(layer.apply(variables, narrow), exact)

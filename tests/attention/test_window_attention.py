@@ -46,7 +46,7 @@ def x():
 def reach(layer, shape, position):
     """Which positions of the map the answer at `position` depends on."""
     x = jax.random.normal(jax.random.key(0), (1, *shape, 32))
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     gradient = jax.grad(lambda x: layer.apply(variables, x)[0][position].sum())(x)
     return np.abs(gradient[0]).max(-1) > 1e-12
 
@@ -82,7 +82,7 @@ def test_rolling_before_padding_joins_opposite_edges():
 
 def test_where_windows_tile_the_map_the_order_does_not_matter(x):
     layer = WindowAttention.shifted(window_size=4)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     y = layer.clone(roll_first=True).apply(variables, x)
     np.testing.assert_array_equal(y, layer.apply(variables, x))
 
@@ -106,7 +106,7 @@ def test_bias_moves_attention_by_offset():
     """A large bias for the offset (-1, 0), alone: each position takes the value of the next row."""
     layer = WindowAttention(window_size=3)
     x = jax.random.normal(jax.random.key(0), (1, 3, 3, 32))
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     params = variables["params"]
     row = (-1 + 2) * 5 + (0 + 2)
     params["relative_position_bias_table"] = jnp.zeros((25, 1)).at[row].set(50.0)
@@ -138,7 +138,7 @@ def test_heads_have_32_channels_unless_told():
 def test_a_wider_dtype_is_kept_up_to_the_answer(x):
     layer = WindowAttention.shifted(dtype=jnp.float32)
     narrow = x.astype(jnp.bfloat16)
-    variables = layer.init(jax.random.key(1), x)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
     expected = layer.apply(variables, narrow.astype(jnp.float32)).astype(jnp.bfloat16)
     np.testing.assert_array_equal(layer.apply(variables, narrow), expected)
 

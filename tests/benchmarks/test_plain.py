@@ -27,7 +27,7 @@ def test_a_plain_writing_is_the_same_function(name):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=shape), jnp.float32)
     layer = mechanism(name, shape[-1])
-    variables = layer.init(jax.random.key(0), x)
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
 
     def moved(p):
         # What starts at zero would hide the rest of the layer.

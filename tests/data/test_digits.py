@@ -11,7 +11,6 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from flaxattn.data import digits
-from flaxattn.data.sources import EMBEDDED
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -183,7 +182,3 @@ def test_an_error_that_is_no_race_is_raised(tmp_path):
     (tmp_path / "digits").write_text("a file where the folder should be")
     with pytest.raises(OSError, match="digits"):
         digits.prepare(tmp_path)
-
-
-def test_every_embedded_set_has_its_builder():
-    assert tuple(digits.BUILDERS) == EMBEDDED

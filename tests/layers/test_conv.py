@@ -123,7 +123,7 @@ def test_precision_reaches_the_convolution():
     x = jnp.ones((1, 8, 8, 4))
     for precision, written in ((None, "DEFAULT"), (jax.lax.Precision.HIGHEST, "HIGHEST")):
         conv = Conv(4, 3, precision=precision)
-        variables = conv.init(jax.random.key(0), x)
+        variables = jax.jit(conv.init)(jax.random.key(0), x)
         text = jax.jit(conv.apply).lower(variables, x).as_text()
         assert f"precision_config = [#stablehlo<precision {written}>" in text
 

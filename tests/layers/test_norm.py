@@ -43,7 +43,7 @@ def test_a_large_mean_costs_no_digits(shape, devices):
     x = np.asarray(1e4 + np.random.default_rng(0).normal(size=shape), np.float32)
     mesh = make_mesh(jax.devices()[:devices])
     norm = BatchNorm(momentum=0.0)
-    variables = norm.init(jax.random.key(0), x)
+    variables = jax.jit(norm.init)(jax.random.key(0), x)
     apply = jax.jit(lambda x: norm.apply(variables, x, train=True, mutable=["batch_stats"]))
     answer, moved = apply(jax.device_put(x, by_example(mesh)))
     exact = x.astype(np.float64).reshape(-1, 3)
@@ -74,7 +74,7 @@ def test_first_and_second_derivatives_are_those_of_the_plain_equations(shape):
         x, scale, bias = rng.normal(3, 2, shape), rng.normal(size=2), rng.normal(size=2)
         weights = rng.normal(size=shape)
         norm = BatchNorm(param_dtype=jnp.float64)
-        stats = norm.init(jax.random.key(0), x)["batch_stats"]
+        stats = jax.jit(norm.init)(jax.random.key(0), x)["batch_stats"]
 
         def ours(x, scale, bias):
             variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
@@ -98,7 +98,7 @@ def test_statistics_of_groups(dtype):
     x = jax.random.normal(jax.random.key(0), (8, 3, 3, 2)) * jnp.arange(8.0).reshape(-1, 1, 1, 1)
     x = x.astype(dtype)
     norm = BatchNorm(bn_group=4)
-    variables = norm.init(jax.random.key(0), x)
+    variables = jax.jit(norm.init)(jax.random.key(0), x)
     answer, moved = norm.apply(variables, x, train=True, mutable=["batch_stats"])
     parts = [
         BatchNorm().apply(variables, p, train=True, mutable=["batch_stats"])
@@ -122,7 +122,7 @@ def test_one_collective_and_none_for_the_groups_of_devices(dtype, group, most):
     norm = BatchNorm(bn_group=group)
     mesh = make_mesh()
     x = jnp.ones((16, 4, 4, 3), dtype)
-    variables = jax.device_put(norm.init(jax.random.key(0), x), replicated(mesh))
+    variables = jax.device_put(jax.jit(norm.init)(jax.random.key(0), x), replicated(mesh))
 
     def answer(variables, x):
         return norm.apply(variables, x, train=True, mutable=["batch_stats"])[0]
@@ -162,7 +162,7 @@ def test_layer_and_group_norm_are_torchs(layer, param_dtype):
     """Their parameters, in a dtype of their own, stand beside nothing else."""
     x = np.random.default_rng(0).normal(2, 3, size=(2, 5, 3, 8)).astype(np.float32)
     layer = layer.clone(param_dtype=param_dtype)
-    params = layer.init(jax.random.key(0), x)["params"]
+    params = jax.jit(layer.init)(jax.random.key(0), x)["params"]
     assert {key: (p.shape, p.dtype) for key, p in params.items()} == dict.fromkeys(
         ("scale", "bias"), ((8,), param_dtype)
     )

@@ -336,7 +336,7 @@ class Nothing(nn.Module):
 def test_drop_path_leaves_out_whole_residual_branches():
     block = InvertedResidualBlock(inverted(4, 3, 1, 2), jax.nn.relu, Nothing, drop_path=0.25)
     x = jax.random.normal(jax.random.key(0), (64, 3, 3, 4))
-    variables = block.init(jax.random.key(1), x)
+    variables = jax.jit(block.init)(jax.random.key(1), x)
     branch = block.apply(variables, x) - x
     dropped = block.apply(variables, x, train=True, rngs={"dropout": jax.random.key(2)}) - x
     factors = np.sum(dropped * branch, axis=(1, 2, 3)) / np.sum(branch**2, axis=(1, 2, 3))
@@ -473,7 +473,7 @@ def test_attention_stands_where_it_says(position):
     spec = inverted(8, 3, 1, 2)
     block = InvertedResidualBlock(spec, jax.nn.relu, BatchNorm, attention=Probe, position=position)
     x = jax.random.normal(jax.random.key(0), (2, 5, 5, 8))
-    variables = block.init(jax.random.key(1), x)
+    variables = jax.jit(block.init)(jax.random.key(1), x)
     y, moved = block.apply(variables, x, mutable=["intermediates"], capture_intermediates=True)
     inner = moved["intermediates"]
     (seen,) = inner["se"]["seen"]

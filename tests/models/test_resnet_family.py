@@ -371,7 +371,7 @@ def test_pools_add_up_wide(pool):
 def test_group_norm_computes_wide_and_answers_narrow():
     x = (100 + jax.random.normal(jax.random.key(0), (2, 5, 5, 64))).astype(jnp.bfloat16)
     norm = GroupNorm()
-    variables = norm.init(jax.random.key(0), x)
+    variables = jax.jit(norm.init)(jax.random.key(0), x)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     answer = norm.apply(variables, x, train=True)
     assert answer.dtype == jnp.bfloat16

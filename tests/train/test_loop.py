@@ -1,5 +1,6 @@
 import itertools
 import json
+import shutil
 import signal
 
 import jax
@@ -12,6 +13,7 @@ from PIL import Image
 from configs import digits, imagenet_resnet50
 from flaxattn.errors import InputError
 from flaxattn.train import experiment, loop
+from tests.train.conftest import small
 from tests.train.runs import history, losses, newest_state, newest_step
 
 # Eight devices, the default, compile and run a third longer on two cores.
@@ -52,17 +54,34 @@ def test_a_run_leaves_all_that_people_ask_for(config, tmp_path):
     assert [step for step, _ in history(tmp_path)] == [4, 8, 11, 11]
 
 
-def test_a_complete_run_is_not_trained_again(config, tmp_path, monkeypatch):
-    first = loop.run(config, tmp_path, devices=ONE)
+@pytest.fixture(scope="module")
+def whole(data_dir, tmp_path_factory):
+    """The work directory of a run of `config` on one device, from its start to its end."""
+    workdir = tmp_path_factory.mktemp("whole")
+    loop.run(small(digits.get_config("se,debug"), data_dir), workdir, devices=ONE)
+    return workdir
+
+
+@pytest.fixture
+def complete(whole, tmp_path):
+    """Such a directory that a test may write to."""
+    return shutil.copytree(whole, tmp_path / "complete")
+
+
+def result_of(workdir):
+    return json.loads((workdir / "result.json").read_text())
+
+
+def test_a_complete_run_is_not_trained_again(config, complete, monkeypatch):
     monkeypatch.setattr(loop, "make_experiment", None)
-    assert loop.run(config, tmp_path, devices=ONE) == first
+    assert loop.run(config, complete, devices=ONE) == result_of(complete)
 
 
-def test_a_run_killed_before_its_result_only_evaluates(config, tmp_path, monkeypatch):
-    first = loop.run(config, tmp_path, devices=ONE)
-    (tmp_path / "result.json").unlink()
+def test_a_run_killed_before_its_result_only_evaluates(config, complete, monkeypatch):
+    first = result_of(complete)
+    (complete / "result.json").unlink()
     monkeypatch.setattr(experiment, "train_batches", lambda *_, **__: iter_with_close())
-    assert loop.run(config, tmp_path, devices=ONE) == first
+    assert loop.run(config, complete, devices=ONE) == first
 
 
 def iter_with_close():
@@ -111,7 +130,11 @@ def test_each_example_counts_once(config, tmp_path, eval_batch_size):
 @pytest.mark.parametrize("name", ["config", "groups_config"])
 def test_told_to_stop_it_saves_and_goes_on_bit_equal(name, request, tmp_path, monkeypatch):
     config = request.getfixturevalue(name)
-    loop.run(config, tmp_path / "whole", devices=ONE)
+    if name == "config":
+        whole = request.getfixturevalue("whole")
+    else:
+        whole = tmp_path / "whole"
+        loop.run(config, whole, devices=ONE)
 
     def interrupted(*args, start_step, **kwargs):
         batches = train_batches(*args, start_step=start_step, **kwargs)
@@ -128,9 +151,8 @@ def test_told_to_stop_it_saves_and_goes_on_bit_equal(name, request, tmp_path, mo
             loop.run(config, tmp_path / "parts", devices=ONE)
     assert signal.getsignal(signal.SIGTERM) is handler
     loop.run(config, tmp_path / "parts", devices=ONE)
-    assert_bit_equal(newest_state(tmp_path / "parts"), newest_state(tmp_path / "whole"))
-    results = [(tmp_path / part / "result.json").read_text() for part in ("parts", "whole")]
-    assert results[0] == results[1]
+    assert_bit_equal(newest_state(tmp_path / "parts"), newest_state(whole))
+    assert result_of(tmp_path / "parts") == result_of(whole)
 
 
 def test_a_run_goes_on_with_another_number_of_devices(config, tmp_path, monkeypatch):
@@ -266,11 +288,10 @@ def test_even_kernel(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_another_experiments_directory(config, tmp_path):
-    loop.run(config, tmp_path, devices=ONE)
+def test_another_experiments_directory(config, complete):
     config.seed = 1
     with pytest.raises(InputError, match="holds another experiment, which differs in seed: 0 the"):
-        loop.run(config, tmp_path, devices=ONE)
+        loop.run(config, complete, devices=ONE)
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from PIL import Image
 from tests.train.runs import history, newest_state, newest_step
 
 ROOT = Path(__file__).parents[2]
+# The flags of conftest.py, but for the one of the eight devices.
+_, _, QUICK = os.environ["XLA_FLAGS"].partition(" ")
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def start():
     started = []
 
     def start(workdir, *arguments, config="digits.py:se,debug", **environment):
-        """With one CPU device; all output goes to one pipe."""
+        """With one CPU device, compiled as all tests are; all output goes to one pipe."""
         process = subprocess.Popen(
             [
                 sys.executable,
@@ -37,7 +39,7 @@ def start():
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | {"XLA_FLAGS": ""} | environment,
+            env=os.environ | {"XLA_FLAGS": QUICK} | environment,
         )
         started.append(process)
         return process
@@ -57,7 +59,9 @@ def finish(process, timeout=300):
 
 @pytest.fixture
 def flags(data_dir):
-    return [f"--config.data.data_dir={data_dir}", "--config.log_every=1"]
+    """Of a small network, whose steps are logged one by one."""
+    small = ["--config.model.stage_sizes=(1,)", "--config.model.attention.stages=(1,)"]
+    return [f"--config.data.data_dir={data_dir}", "--config.log_every=1", *small]
 
 
 @pytest.mark.parametrize(
@@ -253,12 +257,15 @@ def test_told_to_stop_it_says_how_to_go_on(tmp_path, flags, start, number, statu
 
 
 def test_a_complete_run_shows_its_result(tmp_path, flags, start):
-    """Its batches made by a worker process, which leaves nothing behind to complain of."""
+    """Its batches made by a worker process, which leaves nothing behind to complain of.
+
+    Compiled as people's runs are.
+    """
     flags += ["--config.epochs=0.2", "--config.data.workers=1"]
-    status, first = finish(start(tmp_path, *flags))
+    status, first = finish(start(tmp_path, *flags, XLA_FLAGS=""))
     assert status == 0, first
     assert first.splitlines()[-1].startswith("test accuracy: 0.")
-    status, again = finish(start(tmp_path, *flags))
+    status, again = finish(start(tmp_path, *flags, XLA_FLAGS=""))
     assert status == 0
     assert "is complete" in again
     assert again.splitlines()[-1] == first.splitlines()[-1]
