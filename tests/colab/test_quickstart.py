@@ -1,6 +1,5 @@
 """The Colab notebook, from its first to its last cell, in a kernel of this Python."""
 
-import os
 import re
 from pathlib import Path
 
@@ -22,7 +21,7 @@ def notebook():
 def surroundings(monkeypatch, tmp_path):
     """What the kernel inherits: few epochs, two devices, and all it writes in one place."""
     monkeypatch.setenv("FLAXATTN_NOTEBOOK_EPOCHS", "3")
-    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace("count=8", "count=2"))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
     jupyter = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
     for variable in (*jupyter, "TFDS_DATA_DIR", "TMPDIR"):
         monkeypatch.setenv(variable, str(tmp_path))
