@@ -10,12 +10,16 @@ GPU := $(wildcard /dev/nvidia[0-9]*)
 TPU := $(wildcard /dev/accel[0-9]*)$(if $(wildcard /dev/vfio/[0-9]*),$(shell grep -ls 0x1ae0 /sys/bus/pci/devices/*/vendor))
 ACCELERATOR := $(if $(GPU),cuda12,$(if $(TPU),tpu))
 
-.PHONY: train test test-all lint bench clean
+.PHONY: train test test-all lint quick bench clean
 
 train: .venv/train.stamp
 	$(BIN)/python train.py --config=$(CONFIG) --workdir=$(WORKDIR) $(PLATFORM:%=--platform=%)
 
-test: .venv/test.stamp lint
+# The type checker keeps one core busy for a minute, beside the tests' two.
+test: .venv/test.stamp
+	$(MAKE) --jobs=2 lint quick
+
+quick: .venv/test.stamp
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: .venv/test.stamp lint

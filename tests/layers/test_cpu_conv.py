@@ -70,6 +70,7 @@ def test_second_derivatives_and_batches_of_kernels():
     with jax.enable_x64(True):
         x, kernel, geometry = drawn("depthwise, strides", np.float64)
 
+        @jax.jit
         def energy(kernel, x):
             return jnp.sum(jnp.sin(cpu_conv.depthwise(x, kernel, geometry, None)))
 
