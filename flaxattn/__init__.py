@@ -4,6 +4,7 @@ from flaxattn import weights
 from flaxattn.attention import ATTENTION, create_attention
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Conv
+from flaxattn.layers.initialise import initialise
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.models import MODELS, create_model
 from flaxattn.models.graft import graft
@@ -22,6 +23,7 @@ __all__ = [
     "create_attention",
     "create_model",
     "graft",
+    "initialise",
     "predict",
     "weights",
 ]

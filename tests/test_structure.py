@@ -40,7 +40,7 @@ MAY_IMPORT = {
 
 NOWHERE = {"tensorflow", "torch", "torchvision", "timm"}
 ONLY_TRAIN_AND_DATA = {"orbax", "grain", "tensorflow_datasets", "optax"}
-LAYERS_NEED_ONLY = {"jax", "flax", "numpy"} | sys.stdlib_module_names
+LAYERS_NEED_ONLY = {"jax", "flax", "numpy", "scipy"} | sys.stdlib_module_names
 
 
 def imported(source):
@@ -76,7 +76,7 @@ def violations(part, source):
         elif top in ONLY_TRAIN_AND_DATA and part not in ("train", "data"):
             wrong.append(f"{part} imports {name}, which only train and data may")
         elif part in BASE | {"attention"} and top not in LAYERS_NEED_ONLY:
-            wrong.append(f"{part} imports {name}, and may import jax, flax and numpy only")
+            wrong.append(f"{part} imports {name}, and may import jax, flax, numpy and scipy only")
     return wrong
 
 

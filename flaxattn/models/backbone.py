@@ -1,9 +1,10 @@
 """What the networks have in common: slots, stages, features, pool, dropout and classifier."""
 
+import dataclasses
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
@@ -72,6 +73,12 @@ class Backbone(nn.Module, kw_only=True):
     # What the last layer is called.
     head_name: ClassVar[str]
     slots: ClassVar[tuple[str, ...]] = ("attention",)
+    # Fields that a user of trained weights may set otherwise.
+    own_choice: ClassVar[frozenset[str]] = frozenset(
+        {"attention", "context", "conv", "drop_path", "dropout", "dtype", "global_pool", "name"}
+        | {"kernel_init", "num_classes", "output_stride", "param_dtype", "parent", "timm"}
+        | {"torchvision", "zero_init_last"}
+    )
 
     def __post_init__(self) -> None:
         self.require_known("global_pool", GLOBAL_POOLS)
@@ -108,6 +115,21 @@ class Backbone(nn.Module, kw_only=True):
         """Makes a normalisation from (name=), to be called with (x, train)."""
         return functools.partial(self.norm, **self.dtypes)
 
+    @property
+    def elsewhere(self) -> Mapping[str, str]:
+        """By the naming of a file, the network of the same tensors that it is of instead."""
+        return {}
+
+    def differs_from(self, other: "Backbone") -> list[str]:
+        """The fields in which two networks of the same tensors compute something else.
+
+        What each of them is used for is left out: head, slots, dtypes, rates, initialisers.
+        """
+        if type(self) is not type(other):
+            return ["its class"]
+        own = {field.name for field in dataclasses.fields(self)} - self.own_choice
+        return sorted(name for name in own if _known(self, name) != _known(other, name))
+
     def placement(self, slot: str) -> Placement | None:
         """What the caller put into a slot."""
         value = getattr(self, slot)
@@ -138,6 +160,16 @@ class Backbone(nn.Module, kw_only=True):
         `feature_strides` times smaller than the images, and of `feature_channels` channels.
         """
         raise NotImplementedError
+
+
+def _known(network: Backbone, field: str) -> Any:
+    """A field's value; of a norm what it computes in evaluation."""
+    value = getattr(network, field)
+    if field != "norm":
+        return value
+    norm = value(parent=None)
+    fields = {f.name: getattr(norm, f.name) for f in dataclasses.fields(norm)}
+    return type(norm), {k: v for k, v in fields.items() if k in ("epsilon", "num_groups")}
 
 
 class Steps(NamedTuple):

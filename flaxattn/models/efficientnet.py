@@ -265,7 +265,11 @@ EFFICIENTNETS: dict[str, Model] = {
     },
     **{
         f"efficientnet_{name}_tv": _efficientnet(
-            *_SCALES[name], norm=TORCHVISION_TF_NORM, dropout=dropout, **_TORCHVISION
+            *_SCALES[name],
+            norm=TORCHVISION_TF_NORM,
+            dropout=dropout,
+            timm=f"efficientnet_{name}",
+            **_TORCHVISION,
         )
         for name, dropout in {"b5": 0.4, "b6": 0.5, "b7": 0.5}.items()
     },
@@ -280,7 +284,13 @@ EFFICIENTNETS: dict[str, Model] = {
     **{f"efficientnetv2_{name}": _v2(*table) for name, table in _V2.items()},
     **{f"tf_efficientnetv2_{name}": _v2(*table, **TF) for name, table in _V2.items()},
     **{
-        f"efficientnet_v2_{name}": _v2(*_V2[name], norm=TF_NORM, dropout=dropout, **_TORCHVISION)
+        f"efficientnet_v2_{name}": _v2(
+            *_V2[name],
+            norm=TF_NORM,
+            dropout=dropout,
+            timm=f"efficientnetv2_{name}",
+            **_TORCHVISION,
+        )
         for name, dropout in {"s": 0.2, "m": 0.3, "l": 0.4}.items()
     },
     "tf_efficientnetv2_b0": _v2_base(),

@@ -12,6 +12,7 @@ from jax import Array
 
 from flaxattn.attention.mechanism import AsConvolution, declared
 from flaxattn.errors import InputError
+from flaxattn.layers.initialise import initialise
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.models.placement import Placement, Slot
 
@@ -79,13 +80,9 @@ def graft(
         kept |= _inherited(_as_convolution(model, grown.conv), left, expected)
     elif left:
         raise InputError(f"{len(left)} of the variables are in the way: {_listed(left)}.")
-
-    @jax.jit
-    def new(key: Array) -> dict[Path, Array]:
-        drawn = grown.init(key, jnp.zeros(images.shape, images.dtype))
-        return {path: leaf for path, leaf in flatten_dict(drawn).items() if path not in kept}
-
-    return grown, unflatten_dict(kept | new(key))
+    new = expected.keys() - kept.keys()
+    drawn = flatten_dict(initialise(grown, key, images.shape, paths=new))
+    return grown, unflatten_dict(kept | {path: drawn[path] for path in new})
 
 
 def _as_convolution(model: nn.Module, placement: Placement) -> AsConvolution:

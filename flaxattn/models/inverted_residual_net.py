@@ -1,7 +1,7 @@
 """MobileNets, EfficientNets and their kin: one network, made from a table of blocks."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar
 
 import jax
@@ -53,6 +53,7 @@ class InvertedResidualNet(ResidualBackbone):
             column of zeros of a convolution with strides below and on the right.
         torchvision: how torchvision numbers the layers, if it has the network: "efficientnet",
             "mobilenet_v2" or "mobilenet_v3". Its weights then load as naming="torchvision".
+        timm: timm's network of the same tensors, where that computes something else.
         drop_path: as in timm, it would be reached by a block after the last one.
         attention: None, the architecture's own; False, none at all; or what stands in its place.
             Without `blocks` that is in the blocks that have squeeze-and-excitation, or in all,
@@ -78,6 +79,7 @@ class InvertedResidualNet(ResidualBackbone):
     expert_conv: LayerFactory | None = None
     padding: str = "symmetric"
     torchvision: str | None = None
+    timm: str | None = None
 
     head_name: ClassVar[str] = "classifier"
 
@@ -118,6 +120,10 @@ class InvertedResidualNet(ResidualBackbone):
     def levels(self) -> list[tuple[int, int]]:
         ends = [(stage[-1].features, stage[0].strides) for stage in self.stages]
         return [(self.stem_features, 2), *ends]
+
+    @property
+    def elsewhere(self) -> Mapping[str, str]:
+        return {} if self.timm is None else {"timm": self.timm}
 
     @property
     def namings(self) -> Namings:

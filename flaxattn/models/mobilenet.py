@@ -475,6 +475,6 @@ MOBILENETS: dict[str, Model] = {
         head_features=1408,
     ),
     "mobilenet_v2": _mobilenet_v2(),
-    "mobilenet_v3_large": _large(**_TORCHVISION_V3),
-    "mobilenet_v3_small": _small(**_TORCHVISION_V3),
+    "mobilenet_v3_large": _large(**_TORCHVISION_V3, timm="mobilenetv3_large_100"),
+    "mobilenet_v3_small": _small(**_TORCHVISION_V3, timm="mobilenetv3_small_100"),
 }

@@ -37,6 +37,7 @@ class Fit(NamedTuple):
         filled: the arrays that are there and fit, by path.
         missing: a line for each path without a tensor.
         misshapen: a line for each path whose tensor does not fit.
+        damaged: a line for each path whose tensor has numbers that are not finite.
         unexpected: a line for each key that stands for no array of the module.
     """
 
@@ -46,11 +47,12 @@ class Fit(NamedTuple):
     filled: dict[TreePath, np.ndarray]
     missing: dict[TreePath, str]
     misshapen: dict[TreePath, str]
+    damaged: dict[TreePath, str]
     unexpected: dict[str, str]
 
     @property
     def wrong(self) -> dict[TreePath, str]:
-        return self.missing | self.misshapen
+        return self.missing | self.misshapen | self.damaged
 
 
 def to_torch(
@@ -79,7 +81,8 @@ def to_torch(
         key, layout = torch_name(path, renames)
         if key in tensors:
             raise InputError(f"two arrays would be called {key}: give each a name of its own.")
-        tensors[key] = _theirs(np.asarray(array), path[-1], layout)
+        theirs = _theirs(np.asarray(array), path[-1], layout)
+        tensors[key] = np.ascontiguousarray(theirs)  # as a file wants it
     return tensors
 
 
@@ -91,7 +94,8 @@ def fit(
 ) -> Fit:
     """Arrays for `targets`, the module's flat abstract variables, as far as `tensors` has them.
 
-    Without a naming, by whichever leaves least over. Tensors under the paths of Flax arrays, as
+    Without a naming, by whichever leaves least over; of several, by the one that `to_torch` gives
+    the tensors' own shapes back under. Tensors under the paths of Flax arrays, as
     `write` names them, are taken as they are, whatever the naming.
     """
     collections = tuple({f"{path[0]}/" for path in targets})
@@ -101,17 +105,17 @@ def fit(
         name = naming if isinstance(naming, str) else "table"
         return _fill(targets, tensors, name, table(naming, module))
     candidates = {OWN: (), **tables(module)}
-    return min(
-        (_fill(targets, tensors, name, renames) for name, renames in candidates.items()),
-        key=lambda attempt: len(attempt.wrong) + len(attempt.unexpected),
-    )
+    attempts = [_fill(targets, tensors, name, renames) for name, renames in candidates.items()]
+    left = [len(attempt.wrong) + len(attempt.unexpected) for attempt in attempts]
+    best = [attempt for attempt, count in zip(attempts, left, strict=True) if count == min(left)]
+    return best[0] if len(best) == 1 else min(best, key=lambda a: _reshaped(a, tensors))
 
 
 def _fill(
     targets: Targets, tensors: Mapping[str, np.ndarray], naming: str, renames: Renames | None
 ) -> Fit:
     """What there is under the names that `renames` gives, None for the arrays' own paths."""
-    found = Fit(naming, renames, {}, {}, {}, {}, {})
+    found = Fit(naming, renames, {}, {}, {}, {}, {}, {})
     for path, target in targets.items():
         key, layout = key_of(path, renames)
         found.keys[path] = key
@@ -120,7 +124,9 @@ def _fill(
             found.missing[path] = f"missing: {key} for {place}"
             continue
         array = _ours(np.asarray(tensors[key]), path[-1], layout, target.shape)
-        if _fits(array.shape, target.shape):
+        if bad := np.size(array) - np.count_nonzero(np.isfinite(array)):
+            found.damaged[path] = f"damaged: {key} has {bad} NaN or infinite of {np.size(array)}"
+        elif _fits(array.shape, target.shape):
             found.filled[path] = array.reshape(target.shape).astype(target.dtype)
         else:
             found.misshapen[path] = f"misshapen: {key} {np.shape(tensors[key])} for {place}"
@@ -128,6 +134,16 @@ def _fill(
         if not is_derived(key, renames or ()):
             found.unexpected[key] = f"unexpected: {key} {np.shape(tensors[key])}"
     return found
+
+
+def _reshaped(found: Fit, tensors: Mapping[str, np.ndarray]) -> int:
+    """How many tensors `to_torch` would return in another shape."""
+    shapes = (
+        (found.keys[path], _theirs(np.broadcast_to(False, array.shape), path[-1], layout).shape)
+        for path, array in found.filled.items()
+        for layout in [key_of(path, found.renames).layout]
+    )
+    return sum(np.shape(tensors[key]) != shape for key, shape in shapes)
 
 
 def key_of(path: Sequence[str], renames: Renames | None) -> TorchName:
@@ -152,7 +168,7 @@ def _ours(tensor: np.ndarray, leaf: str, layout: str, shape: Sequence[int]) -> n
 
 
 def _theirs(array: np.ndarray, leaf: str, layout: str) -> np.ndarray:
-    """One of our arrays as torch lays it out, contiguous as a file wants it."""
+    """One of our arrays as torch lays it out."""
     if layout in ("stacked", "flat") and array.ndim > 2:
         last = array.ndim - 1
         array = array.transpose(0, last, last - 1, *range(1, last - 1))
@@ -165,7 +181,7 @@ def _theirs(array: np.ndarray, leaf: str, layout: str) -> np.ndarray:
     elif not layout.strip("1n") and layout.count("n") == array.ndim > 0:
         sizes = iter(array.shape)
         array = array.reshape([next(sizes) if axis == "n" else 1 for axis in layout])
-    return np.ascontiguousarray(array)
+    return array
 
 
 def _fits(shape: Sequence[int], target: Sequence[int]) -> bool:

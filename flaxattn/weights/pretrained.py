@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -13,6 +12,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from flaxattn.attention.mechanism import declared
 from flaxattn.errors import InputError, unknown
 from flaxattn.layers.abstract_variables import abstract_variables
+from flaxattn.layers.initialise import initialise
+from flaxattn.models import MODELS, create_model
 from flaxattn.models.backbone import Backbone
 from flaxattn.weights.architecture import likeliest
 from flaxattn.weights.convert import Fit, Targets, TreePath, Variables, fit, key_of
@@ -79,6 +80,7 @@ def load_pretrained(
     grey: bool = False,
     seed: int = 0,
     entry: str | None = None,
+    other_architecture: bool = False,
 ) -> Pretrained:
     """`load` for a module that is not quite the checkpoint's, and a report of what is new.
 
@@ -96,8 +98,11 @@ def load_pretrained(
             recalibrate or bring in context, where the checkpoint has nothing of them.
         grey: whether to sum the first kernel over its input channels, for images with one, as timm
             does for in_chans=1: a grey image gives what it gave as three equal channels.
-        seed: new layers are as `module.init(jax.random.key(seed), ...)` makes them.
+        seed: of the new layers (`initialise`).
         entry: which state dict of a torch file that has several (`read`).
+        other_architecture: whether the weights may be those of a network that has the same tensors
+            and computes something else, as tf_efficientnet_b0 beside efficientnet_b0. Which they
+            are of, the checkpoint's config says, or their names.
 
     Raises InputError for anything else that is missing, unexpected or misshapen, as `load` does.
     """
@@ -133,6 +138,8 @@ def load_pretrained(
         left_out = _of_head(tensors, found, layers) - {found.keys[path] for path in arrays}
     problems = [line for path, line in found.wrong.items() if path not in new]
     problems += [line for key, line in found.unexpected.items() if key not in left_out]
+    if not problems and not other_architecture:
+        _require_stated(module, checkpoint, found)
     if problems:
         advice = _advice(input_shape, found, layers, tensors, checkpoint)
         lines = "\n  ".join(sorted(problems))
@@ -233,17 +240,32 @@ def _summed(kernel: np.ndarray, axis: int) -> np.ndarray:
 def _initialised(
     module: nn.Module, input_shape: Sequence[int], paths: Sequence[TreePath], seed: int
 ) -> dict[TreePath, np.ndarray]:
-    """What `module.init` gives the arrays at `paths`; the rest is never computed."""
+    """New arrays for `paths`; the rest is never computed."""
     if not paths:
         return {}
-    dtype = getattr(module, "param_dtype", jnp.float32)
+    drawn = flatten_dict(initialise(module, jax.random.key(seed), input_shape, paths=paths))
+    return {path: np.asarray(drawn[path]) for path in paths}
 
-    @jax.jit
-    def init(key):
-        variables = flatten_dict(module.init(key, jnp.zeros(tuple(input_shape), dtype)))
-        return [variables[path] for path in paths]
 
-    return dict(zip(paths, map(np.asarray, init(jax.random.key(seed))), strict=True))
+def _require_stated(module: nn.Module, checkpoint: Checkpoint, found: Fit) -> None:
+    """InputError where the weights are of a network that computes something else."""
+    if not isinstance(module, Backbone):
+        return
+    stated = checkpoint.config.get("architecture")
+    if isinstance(stated, str) and stated in MODELS:
+        wanted: Any = create_model(stated, num_classes=module.num_classes)
+        differs = module.differs_from(wanted)
+        why = f"the checkpoint's config says {stated}, which differs in {', '.join(differs)}"
+    else:
+        stated = module.elsewhere.get(found.naming)
+        differs = [found.naming] if stated else []
+        why = f"their names are those of timm's {stated}, which computes something else"
+    if differs:
+        raise InputError(
+            f"the weights have the shapes of this {type(module).__name__} and belong to another: "
+            f"{why}; use create_model({stated!r}), or load_pretrained(..., "
+            f"other_architecture=True) if you mean it."
+        )
 
 
 def _advice(
@@ -256,6 +278,8 @@ def _advice(
     """What to do about it, as far as that can be told."""
     if len(input_shape) != 4:
         return f" for {_axes(input_shape)}"
+    if found.damaged:
+        return "; NaN and infinite numbers are no weights, so get the file again"
     head = _of_head(tensors, found, layers)
     others = [path for path in found.wrong if not _within(path, layers.head)]
     if found.unexpected.keys() <= head:

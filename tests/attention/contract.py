@@ -9,18 +9,23 @@ from flaxattn.weights.naming import is_derived, table
 
 
 def check_round_trip(layer, reference, naming, shape):
-    """torch's state dict -> variables -> the same state dict, bit for bit, but for what follows."""
+    """torch's state dict -> variables -> the same state dict, bit for bit, but for what follows.
+
+    By the naming, and by the one that loading finds by itself.
+    """
     state = {key: tensor.numpy() for key, tensor in reference.state_dict().items()}
+    found = weights.load_pretrained(layer, state, shape)
     variables = weights.load(layer, state, shape, naming)
-    back = weights.to_torch(variables, naming, module=layer)
-    renames = table(naming, layer)
-    assert back.keys() == {
-        key
-        for key in state
-        if not key.endswith("num_batches_tracked") and not is_derived(key, renames)
-    }
-    for key, array in back.items():
-        np.testing.assert_array_equal(array, state[key], strict=True)
+    for name, given in ((naming, variables), (found.naming, found.variables)):
+        back = weights.to_torch(given, name, module=layer)
+        renames = table(name, layer)
+        assert back.keys() == {
+            key
+            for key in state
+            if not key.endswith("num_batches_tracked") and not is_derived(key, renames)
+        }
+        for key, array in back.items():
+            np.testing.assert_array_equal(array, state[key], strict=True)
 
 
 def sown(layer, variables, x):
