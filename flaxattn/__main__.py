@@ -91,6 +91,11 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", help="its name (default: the architecture in the config)")
     command.add_argument("--num-classes", type=int, help="(default: the config's, else 1000)")
     command.add_argument("--revision", help="of a repository: branch, tag or commit")
+    command.add_argument(
+        "--other-architecture",
+        action="store_true",
+        help="load weights of a network with the same tensors that computes something else",
+    )
     command.add_argument("--offline", action="store_true", help="use what the cache has")
 
 
@@ -163,7 +168,14 @@ def _convert(given: argparse.Namespace) -> None:
         raise InputError(f"--to-naming {given.to_naming} names torch's tensors: add --to torch.")
     checkpoint, model = _model_of(given, given.source)
     input_shape = (1, *Preprocessing.of(checkpoint.config).input_size)
-    loaded = load_pretrained(model, checkpoint, input_shape, naming=given.naming, entry=given.entry)
+    loaded = load_pretrained(
+        model,
+        checkpoint,
+        input_shape,
+        naming=given.naming,
+        entry=given.entry,
+        other_architecture=given.other_architecture,
+    )
     if given.naming is not None and loaded.naming == FLAX:
         raise InputError(
             f"--naming {given.naming} names torch's tensors, but {checkpoint.path} has Flax's: "
@@ -187,7 +199,12 @@ def _usual_naming(model: Any, read: str) -> str:
 def _predict(given: argparse.Namespace) -> None:
     checkpoint, model = _model_of(given, given.weights)
     preprocessing = Preprocessing.of(checkpoint.config)
-    loaded = load_pretrained(model, checkpoint, (1, *preprocessing.input_size))
+    loaded = load_pretrained(
+        model,
+        checkpoint,
+        (1, *preprocessing.input_size),
+        other_architecture=given.other_architecture,
+    )
     classes = class_names(checkpoint.config) if given.labels is None else _lines(given.labels)
     found = predict(
         model,

@@ -113,7 +113,12 @@ class InvertedResidualNet(ResidualBackbone):
 
     @property
     def places(self) -> Places:
-        gated = any(spec.se for spec in self._rows)
+        gated = frozenset(
+            (stage, block)
+            for stage, rows in enumerate(self.stages, start=1)
+            for block, spec in enumerate(rows)
+            if spec.se
+        )
         return Places([*map(len, self.stages)], ("mid", "out"), gated=gated, shareable=False)
 
     @property

@@ -90,7 +90,7 @@ def _require_possible(slot: str, placement: Placement, places: Places) -> None:
     _require_existing(slot, placement, places)
     _require_named(slot, placement, places.names)
     _require_shareable(slot, placement, places.shareable)
-    _require_graftable(slot, placement, places.gated)
+    _require_graftable(slot, placement, bool(places.gated))
 
 
 def _require_role(slot: str, placement: Placement) -> None:
@@ -141,7 +141,17 @@ def _require_existing(slot: str, placement: Placement, places: Places) -> None:
     for stage in stages:
         if stage not in range(1, count + 1):
             raise InputError(f"{slot} in stage {stage!r}: the backbone has stages 1 to {count}.")
-    if placement.blocks in ("all", "last") or (placement.blocks == "gated" and places.gated):
+    if placement.blocks == "gated" and places.gated:
+        for stage in stages if placement.stages != "all" else ():
+            if not any(gated == stage for gated, _ in places.gated):
+                there = ", ".join(str(s) for s in sorted({gated for gated, _ in places.gated}))
+                raise InputError(
+                    f"{slot} in stage {stage} places nothing: without `blocks` it stands in the "
+                    f"blocks that have attention by architecture, which are in stages {there}; "
+                    f"use those, or blocks='all'."
+                )
+        return
+    if placement.blocks in ("all", "last"):
         return
     if isinstance(placement.blocks, str):
         raise InputError(

@@ -19,14 +19,14 @@ class Places(NamedTuple):
     Fields:
         sizes: the number of blocks in each stage.
         positions: that it has for attention, the usual one first.
-        gated: whether the architecture has attention of its own in some blocks.
+        gated: the blocks, (stage, block), in which the architecture has attention of its own.
         names: of its convolutions, for `after`, where they have names.
         shareable: whether the blocks of a stage are alike enough to have one layer.
     """
 
     sizes: Sequence[int]
     positions: Sequence[str] = ("out", "mid")
-    gated: bool = False
+    gated: frozenset[tuple[int, int]] = frozenset()
     names: Sequence[str] = ()
     shareable: bool = True
 

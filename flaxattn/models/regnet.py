@@ -104,7 +104,9 @@ class RegNet(ResidualBackbone):
     @property
     def places(self) -> Places:
         sizes = [size for _, size in self.stages]
-        return Places(sizes, ("mid", "out"), gated=bool(self.se), shareable=False)
+        every = ((stage, b) for stage, size in enumerate(sizes, start=1) for b in range(size))
+        gated = frozenset(every if self.se else ())
+        return Places(sizes, ("mid", "out"), gated=gated, shareable=False)
 
     @property
     def levels(self) -> list[tuple[int, int]]:

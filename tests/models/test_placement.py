@@ -553,3 +553,20 @@ def test_nothing_is_placed_for_none_and_false():
     assert place("attention", None, PLACES) is None
     assert place("attention", False, PLACES) is None
     assert create_model("seresnet18", attention=False).attention is None
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "sentence"),
+    [
+        ("mobilenetv3_large_100", (2,), r"stage 2 places nothing: .* in stages 3, 5, 6;"),
+        ("tf_efficientnetv2_b0", (1, 2, 3), r"stage 1 places nothing: .* in stages 4, 5, 6;"),
+        ("tf_efficientnetv2_b0", (4, 2), "stage 2 places nothing"),
+    ],
+)
+def test_a_stage_that_has_no_block_to_place_in_is_refused(name, stages, sentence):
+    """By default attention stands where the architecture has its own."""
+    cbam = {"name": "cbam", "stages": stages}
+    with pytest.raises(InputError, match=sentence):
+        create_model(name, attention=cbam)
+    assert create_model(name, attention={**cbam, "blocks": "all"}) != create_model(name)
+    create_model(name, attention={"name": "cbam", "stages": (5, 6)})
