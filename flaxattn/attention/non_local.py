@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from flaxattn.attention.mechanism import Mechanism, Neutral, variant
+from flaxattn.attention.mechanism import Mechanism, Namings, Neutral, variant
 from flaxattn.attention.parts.attend import attend
 from flaxattn.errors import InputError, unknown
 from flaxattn.layers.conv import kaiming_fan_out
@@ -24,6 +24,30 @@ SCALES = ("hidden", "input")
 # Both leave the block an identity at the start, and let gradients into it.
 zero_batch_norm = partial(BatchNorm, scale_init=nn.initializers.zeros)
 _small = nn.initializers.normal(0.01)
+
+
+_CONCATENATION = ("concat_project.0.weight", "concat_project", "1n11")
+_MMCV = (
+    ("theta.conv", "theta"),
+    ("conv_out.conv", "out"),
+    ("conv_out.bn", "bn"),
+    ("concat_project.conv.weight", "concat_project", "1n11"),
+)
+_AFTER = (("g.0", "g"), ("phi.0", "phi"), _CONCATENATION)
+# By `sub_sample`, for a layer with a pool is another function of the same weights.
+_NAMINGS: dict[str | None, Namings] = {
+    "after": {
+        "alexhex7": (*_AFTER, ("W.0", "out"), ("W.1", "bn")),
+        "alexhex7_no_norm": (*_AFTER, ("W", "out")),
+        "mmcv_pool": (("g.0.conv", "g"), ("phi.0.conv", "phi"), *_MMCV),
+    },
+    None: {
+        "alexhex7_no_pool": (("W.0", "out"), ("W.1", "bn"), _CONCATENATION),
+        "alexhex7_no_pool_no_norm": (("W", "out"), _CONCATENATION),
+        "mmcv": (("g.conv", "g"), ("phi.conv", "phi"), *_MMCV),
+        "timm": (("t", "theta"), ("p", "phi"), ("z", "out"), ("norm", "bn")),
+    },
+}
 
 
 class NonLocal(Mechanism):
@@ -87,49 +111,6 @@ class NonLocal(Mechanism):
     norm: Callable[..., nn.Module] | None = zero_batch_norm
 
     role = "context"
-    namings = {
-        # Both libraries count g and phi as members of a pair where a pool follows them.
-        "alexhex7": (
-            ("g.0", "g"),
-            ("phi.0", "phi"),
-            ("W.0", "out"),
-            ("W.1", "bn"),
-            ("concat_project.0.weight", "concat_project", "1n11"),
-        ),
-        "alexhex7_no_norm": (
-            ("g.0", "g"),
-            ("phi.0", "phi"),
-            ("W", "out"),
-            ("concat_project.0.weight", "concat_project", "1n11"),
-        ),
-        "alexhex7_no_pool": (
-            ("W.0", "out"),
-            ("W.1", "bn"),
-            ("concat_project.0.weight", "concat_project", "1n11"),
-        ),
-        "alexhex7_no_pool_no_norm": (
-            ("W", "out"),
-            ("concat_project.0.weight", "concat_project", "1n11"),
-        ),
-        "mmcv": (
-            ("g.conv", "g"),
-            ("theta.conv", "theta"),
-            ("phi.conv", "phi"),
-            ("conv_out.conv", "out"),
-            ("conv_out.bn", "bn"),
-            ("concat_project.conv.weight", "concat_project", "1n11"),
-        ),
-        "mmcv_pool": (
-            ("g.0.conv", "g"),
-            ("theta.conv", "theta"),
-            ("phi.0.conv", "phi"),
-            ("conv_out.conv", "out"),
-            ("conv_out.bn", "bn"),
-            ("concat_project.conv.weight", "concat_project", "1n11"),
-        ),
-        "timm": (("t", "theta"), ("p", "phi"), ("z", "out"), ("norm", "bn")),
-    }
-
     official = variant(
         "The authors' Caffe2 code as configured: pools first, scaled energies, N(0, 0.01^2).",
         sub_sample="before",
@@ -156,6 +137,11 @@ class NonLocal(Mechanism):
         scale="input",
         kernel_init=kaiming_fan_out,
     )
+
+    @property
+    def namings(self) -> Namings:
+        """Both libraries count g and phi as members of a pair where a pool follows them."""
+        return _NAMINGS.get(self.sub_sample, {})
 
     @property
     def neutral(self) -> Neutral:

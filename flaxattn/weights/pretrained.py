@@ -1,5 +1,7 @@
 """A module's variables from a checkpoint: all of them, or all but what the caller lets be new."""
 
+import contextlib
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,7 +143,7 @@ def load_pretrained(
     if not problems and not other_architecture:
         _require_stated(module, checkpoint, found)
     if problems:
-        advice = _advice(input_shape, found, layers, tensors, checkpoint)
+        advice = _advice(module, input_shape, found, layers, tensors, checkpoint)
         lines = "\n  ".join(sorted(problems))
         raise InputError(f"the weights do not fit {type(module).__name__}{advice}:\n  {lines}")
     arrays |= _initialised(module, input_shape, new, seed)
@@ -268,7 +270,26 @@ def _require_stated(module: nn.Module, checkpoint: Checkpoint, found: Fit) -> No
         )
 
 
+def _fitting_variant(
+    module: nn.Module, input_shape: Sequence[int], tensors: Mapping[str, np.ndarray]
+) -> str | None:
+    """The variant of a mechanism that `tensors` are of, if there is one."""
+    required = {
+        field.name: getattr(module, field.name)
+        for field in dataclasses.fields(module)
+        if field.default is field.default_factory is dataclasses.MISSING
+    }
+    for name in declared(type(module), "variants"):
+        other = getattr(type(module), name)(**required)
+        with contextlib.suppress(InputError):  # it may refuse such a map
+            found = fit(other, flatten_dict(abstract_variables(other, input_shape)), tensors)
+            if not found.wrong and not found.unexpected:
+                return name
+    return None
+
+
 def _advice(
+    module: nn.Module,
     input_shape: Sequence[int],
     found: Fit,
     layers: _Layers,
@@ -301,5 +322,7 @@ def _advice(
                 "; only attention layers are missing, which are newly initialised by "
                 "load_pretrained(..., allow_new=('attention',))"
             )
+    if variant := _fitting_variant(module, input_shape, tensors):
+        return f"; {type(module).__name__}.{variant}(...) has exactly these tensors"
     name = likeliest(tensors, len(found.filled), checkpoint)
     return f"; these look like the weights of {name}" if name else ""

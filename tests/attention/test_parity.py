@@ -3,6 +3,7 @@
 import importlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flaxattn.attention import ATTENTION
@@ -37,9 +38,10 @@ def test_matches_reference(case, shape, dtype, record_property):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.rows[-1])
 def test_weights_come_back_bit_for_bit(case):
-    contract.check_round_trip(
-        case.layer, case.reference(), case.naming, (1, *case.on.maps[0], case.on.features)
-    )
+    reference = case.reference()
+    parity.randomise(reference, np.random.default_rng(0))  # torch leaves some as memory has it
+    shape = (1, *case.on.maps[0], case.on.features)
+    contract.check_round_trip(case.layer, reference, case.naming, shape)
 
 
 def test_every_name_and_variant_has_its_row():

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from flaxattn import InputError, create_model, initialise, weights
+from flaxattn import InputError, create_attention, create_model, initialise, weights
 from flaxattn.weights import load_pretrained
+from tests.torch_reference import non_local
 
 SHAPE = (1, 64, 64, 3)
 
@@ -83,3 +84,18 @@ def test_numbers_that_are_not_finite_are_refused(number, dtype):
         match=r"infinite numbers are no weights.*:\n  damaged: layer1.0.bn1.weight has 1 NaN",
     ):
         weights.load(model, state, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("given", "fields", "advice"),
+    [
+        (non_local.AlexHex7(32, sub_sample=True), {}, r"NonLocal\.alexhex7\(\.\.\.\) has exactly"),
+        (non_local.AlexHex7(32, sub_sample=False), {"sub_sample": "after"}, "missing: g.0.bias"),
+        (non_local.AlexHex7(32, sub_sample=True), {"sub_sample": "before"}, r"NonLocal\.alexhex7"),
+    ],
+)
+def test_a_pool_that_the_fields_do_not_have_is_refused(given, fields, advice):
+    """With it the same weights are another function."""
+    state = {key: tensor.numpy() for key, tensor in given.state_dict().items()}
+    with pytest.raises(InputError, match=advice):
+        weights.load(create_attention("non_local", **fields), state, (1, 8, 8, 32))
