@@ -79,7 +79,6 @@ class BilinearAttention(Mechanism):
         drop_rate=0.2,
         kernel_init=kaiming_fan_out,
     )
-
     timm = variant(
         "timm's BatNonLocalAttn: a quarter of the channels, two groups, no 1x1 biases, dropout.",
         reduction=4,

@@ -94,14 +94,12 @@ class CBAM(Mechanism):
         use_bias=True,
         spatial_bias=True,
     )
-
     official = variant(
         "The authors' code, which trained the paper's networks.",
         use_bias=True,
         spatial_pools=("max", "avg"),
         norm=partial(BatchNorm, momentum=0.99),
     )
-
     timm = variant("timm's CbamModule.", divisor=1, norm=BatchNorm)
     light = variant(
         "CBAM whose halves read (average + maximum) / 2: timm's LightCbamModule.",

@@ -51,7 +51,6 @@ class DoubleAttention(Mechanism):
     }
 
     changzy00 = variant("changzy00's pytorch-attention: x is not added.", residual=False)
-
     xmu = variant(
         """xmu-xiaoma666's External-Attention-pytorch as meant: x is not added.
 

@@ -82,7 +82,6 @@ class EfficientChannel(ChannelGate):
         **timm.defaults,
         reduction=8,
     )
-
     circular = variant(
         """Efficient channel attention whose first and last channels are neighbours.
 

@@ -89,7 +89,6 @@ class GatherExcite(Mechanism):
         gather="conv",
         mlp=True,
     )
-
     timm = variant(
         "timm's GatherExcite, which has an MLP unless told otherwise, and no ReLU before it.",
         mlp=True,

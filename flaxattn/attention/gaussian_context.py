@@ -50,7 +50,6 @@ class GaussianContext(ChannelGate):
     namings = {"changzy00": ()}
 
     learnable = variant("The paper's GCT-B1: a learnt width.", width=(1.0, 4.0))
-
     changzy00 = variant(
         "The port in changzy00/pytorch-attention: exp(-z'^2), its c = 2 a factor, not a width.",
         width=0.5**0.5,

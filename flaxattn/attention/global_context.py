@@ -88,7 +88,6 @@ class GlobalContext(Mechanism):
     }
 
     official = variant("The authors' ContextBlock; the default.")
-
     timm = variant(
         """timm's GlobalContext, its "gc": scales, with another width, epsilon and start.""",
         reduction=8,
@@ -97,7 +96,6 @@ class GlobalContext(Mechanism):
         fusions=("scale",),
         zero_init="nothing",
     )
-
     timm_add = variant(
         """timm's GlobalContext that adds, its "gca": no identity at first, for only the last
         kernel starts at zero.""",

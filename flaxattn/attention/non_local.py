@@ -121,7 +121,6 @@ class NonLocal(Mechanism):
         "AlexHex7's Non-local_pytorch, the port most weights in torch are of: pools last.",
         sub_sample="after",
     )
-
     mmcv = variant(
         """mmcv's NonLocal1d, 2d, 3d: no norm unless asked for, and then no bias before it:
         norm=zero_batch_norm, out_bias=False.""",
@@ -129,7 +128,6 @@ class NonLocal(Mechanism):
         kernel_init=_small,
         norm=None,
     )
-
     timm = variant(
         "timm's NonLocalAttn: narrower, and energies scaled by the width of x.",
         reduction=8,

@@ -91,7 +91,6 @@ class PolarizedAttention(Mechanism):
         use_bias=False,
         qv_init=_KAIMING_FAN_IN,
     )
-
     official_sequential = variant(
         "The authors' PSA_s: in sequence, softmax of the values, Wz with a bottleneck.",
         sequential=True,

@@ -91,13 +91,11 @@ class SCACNN(Mechanism):
         """The released code after its layer res5c_branch2b, whose weights need state_features=d;
         without it the default.""",
     )
-
     official_res5c = variant(
         """The released code after its last layer, res5c, whose weights need state_features=d;
         misplaced parenthesis included.""",
         bias_in_weights=True,
     )
-
     spatial_channel = variant(
         "The paper's other order, of which no code was released.", order="spatial_channel"
     )

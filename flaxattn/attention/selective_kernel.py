@@ -121,7 +121,6 @@ class SelectiveKernel(Mechanism):
         kernel_init=kaiming_fan_in,
         norm=partial(BatchNorm, momentum=0.95),
     )
-
     insight = variant(
         "The first author's PytorchInsight: a dense 3x3 beside one in 32 groups, none dilated.",
         kernel_sizes=(3, 3),
@@ -130,7 +129,6 @@ class SelectiveKernel(Mechanism):
         fc_init=kaiming_fan_out,
         kernel_init=kaiming_fan_out,
     )
-
     timm = variant(
         "timm's SelectiveKernel: dense branches, each of its share of the input channels.",
         groups=1,
@@ -138,7 +136,6 @@ class SelectiveKernel(Mechanism):
         min_hidden=0,
         divisor=8,
     )
-
     article_s2 = variant(
         """Article 2's SkNet: plain biased convolutions, and a softmax that is never applied.
 

@@ -46,7 +46,6 @@ class SelfAttention(Mechanism):
     neutral = Neutral(("gamma",))
 
     article_s1 = variant("Article 1's SelfAttention; the default.")
-
     danet = variant(
         """DANet's position attention: its authors' PAM_Module, which is the default.
 

@@ -85,20 +85,17 @@ class SpatialAttention(Mechanism):
         "Article 1's SpatialAttention as written: SiLU(l), one channel, x itself is lost.",
         output="silu",
     )
-
     official = variant(
         "The authors' SpatialGate: maximum before mean, and a slow BatchNorm (torch's 0.01).",
         pools=("max", "avg"),
         norm=partial(BatchNorm, momentum=0.99),
     )
-
     timm = variant("timm's SpatialAttn: BatchNorm after the convolution.", norm=BatchNorm)
     light = variant(
         "timm's LightSpatialAttn: its one input channel is (mean + maximum) / 2.",
         norm=BatchNorm,
         average_pools=True,
     )
-
     separable = variant(
         """CBAM's spatial attention with a depthwise separable convolution.
 

@@ -79,7 +79,6 @@ class SplitAttention(Mechanism):
         "The authors' SplAtConv2d as their ResNeSt uses it: kernels from N(0, 2 / fan_out).",
         kernel_init=kaiming_fan_out,
     )
-
     timm = variant("timm's SplitAttn: the hidden width is rounded to a multiple of 8.", divisor=8)
 
     @property

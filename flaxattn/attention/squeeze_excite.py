@@ -72,7 +72,6 @@ class SqueezeExcite(ChannelGate):
     timm = variant(
         "timm's SEModule: biases; the hidden width is rounded to a multiple of 8.", divisor=8
     )
-
     efficientnet = variant(
         """EfficientNet's squeeze-and-excitation: SiLU, and h a quarter of the block's input.
 
@@ -85,7 +84,6 @@ class SqueezeExcite(ChannelGate):
         activation=jax.nn.silu,
         kernel_init=kaiming_fan_out,
     )
-
     mobilenet_v3 = variant(
         """MobileNetV3's squeeze-and-excitation: a hard sigmoid, and h a multiple of eight.
 
