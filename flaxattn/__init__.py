@@ -9,6 +9,7 @@ from flaxattn.layers.norm import BatchNorm
 from flaxattn.models import MODELS, create_model
 from flaxattn.models.graft import graft
 from flaxattn.prediction import Prediction, predict
+from flaxattn.weights import from_pretrained
 
 __version__ = "0.1.0"
 
@@ -22,6 +23,7 @@ __all__ = [
     "__version__",
     "create_attention",
     "create_model",
+    "from_pretrained",
     "graft",
     "initialise",
     "predict",

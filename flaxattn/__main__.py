@@ -10,6 +10,7 @@ from typing import Any
 
 from flax import linen as nn
 
+from flaxattn import __version__
 from flaxattn.attention import ATTENTION
 from flaxattn.errors import InputError, unknown
 from flaxattn.inspect import catalogue
@@ -43,10 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def command_line() -> argparse.ArgumentParser:
     """All commands with their arguments; `run` becomes the function of the given one."""
     parser = argparse.ArgumentParser(prog="python -m flaxattn", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"flaxattn {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
     listing = commands.add_parser("list", help="all attention mechanisms, a line each")
     listing.add_argument("--markdown", action="store_true", help="the page docs/mechanisms.md")
+    listing.add_argument(
+        "--models", nargs="?", const="", metavar="PART", help="models, whose names have this part"
+    )
     listing.set_defaults(run=_list)
 
     describing = commands.add_parser("describe", help="one mechanism, or a network's, in full")
@@ -100,7 +105,13 @@ def _add_model(command: argparse.ArgumentParser) -> None:
 
 
 def _list(given: argparse.Namespace) -> None:
-    print(catalogue.markdown() if given.markdown else catalogue.text())
+    if given.models is None:
+        print(catalogue.markdown() if given.markdown else catalogue.text())
+        return
+    found = [name for name in sorted(MODELS) if given.models in name]
+    if not found:
+        raise unknown("part of models' names", given.models, MODELS)
+    print("\n".join(found))
 
 
 def _describe(given: argparse.Namespace) -> None:

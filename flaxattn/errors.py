@@ -14,10 +14,14 @@ class InputError(ValueError):
 def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     """The error for a name that is not among the known ones.
 
-    It lists the nearest names, and all of them where they are few or none is near.
+    It lists the nearest names, first those that begin with it, without regard to upper case; and
+    all of them where they are few or none is near.
     """
-    names = sorted(known)
-    nearest = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+    names, given = sorted(known), str(name).lower()
+    begun = sorted((n for n in names if given and n.lower().startswith(given)), key=len)
+    # Two of three letters in common are no likeness.
+    close = difflib.get_close_matches(given, names, n=3, cutoff=0.5 if len(given) > 3 else 0.6)
+    nearest = list(dict.fromkeys([*begun, *close]))[:3]
     hint = f"did you mean {' or '.join(nearest)}?" if nearest else "there is none like it."
     if not nearest or len(names) <= _FEW:
         hint += f" Known: {', '.join(names)}."

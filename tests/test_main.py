@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import flaxattn
 from flaxattn import MODELS, weights
 from flaxattn.__main__ import main
 from flaxattn.models import ResNet
@@ -258,3 +259,20 @@ def test_a_placement_on_the_command_line(capsys):
     assert "layer1_0/se" in own
     assert "layer1_0/se" not in command(capsys, *given, "False")
     assert command(capsys, *given, "se,reduction=16,use_bias=True,stages=1+2") != own
+
+
+def test_the_models_are_listed_by_a_part_of_their_names(capsys):
+    assert main(["list", "--models", "seresnext"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert "seresnext50_32x4d" in listed
+    assert all("seresnext" in name for name in listed)
+    assert main(["list", "--models"]) == 0
+    assert capsys.readouterr().out.splitlines() == sorted(MODELS)
+    assert main(["list", "--models", "vision_transformer"]) == 2
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"flaxattn {flaxattn.__version__}\n"

@@ -76,8 +76,8 @@ class Backbone(nn.Module, kw_only=True):
     # Fields that a user of trained weights may set otherwise.
     own_choice: ClassVar[frozenset[str]] = frozenset(
         {"attention", "context", "conv", "drop_path", "dropout", "dtype", "global_pool", "name"}
-        | {"kernel_init", "num_classes", "output_stride", "param_dtype", "parent", "timm"}
-        | {"torchvision", "zero_init_last"}
+        | {"kernel_init", "num_classes", "output_stride", "own_attention", "param_dtype", "parent"}
+        | {"timm", "torchvision", "zero_init_last"}
     )
 
     def __post_init__(self) -> None:

@@ -13,7 +13,8 @@ from flaxattn.errors import InputError, require_count, unknown
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_default
 from flaxattn.models.backbone import ResidualBackbone
 from flaxattn.models.downsampling import DOWNSAMPLING
-from flaxattn.models.placement import Places, Slot
+from flaxattn.models.place import place
+from flaxattn.models.placement import Placement, Places, Slot, namings
 from flaxattn.models.residual_block import BLOCKS, SHORTCUTS, BasicBlock, ResidualBlock
 
 Block = str | type[ResidualBlock]
@@ -59,7 +60,9 @@ class ResNet(ResidualBackbone):
             arXiv:2004.08955); or before it, "average_3x3_first". In the stem, "average"
             replaces the max pool, and "blur" its strides. "average" leaves out the last row of an
             odd map and the shortcut does not: it asks for even maps from the first stage on.
-        attention: in the residual branch, named `se` as in timm.
+        own_attention: the architecture's, in every block where `attention` places no other: in any
+            form that `place` takes.
+        attention: in the residual branch, named `se` as in timm; False for none, not even its own.
         conv: layers instead of the middle convolutions, with groups of their own. One that
             `activates`, as selective kernels do, replaces the norm and the ReLU after it too.
         kernel_init: of the convolutions; `fc` has torch's default, and zero biases.
@@ -89,6 +92,7 @@ class ResNet(ResidualBackbone):
     shortcut: str = "1x1"
     downsampling: str = "strides"
     zero_init_last: bool = False
+    own_attention: Slot = None
     conv: Slot = None
     kernel_init: Initializer = kaiming_fan_out
 
@@ -144,11 +148,14 @@ class ResNet(ResidualBackbone):
                     f"pruned with groups={self.groups}: only the widths of bottlenecks without "
                     f"groups can be given; leave one of them out."
                 )
+        self.own_attention = place("attention", self.own_attention, Places(self.stage_sizes))
         super().__post_init__()
 
     @property
     def places(self) -> Places:
-        return Places(self.stage_sizes)
+        gated = enumerate(self.stage_sizes if self.own_attention else (), start=1)
+        every = ((stage, block) for stage, size in gated for block in range(size))
+        return Places(self.stage_sizes, gated=frozenset(every))
 
     @property
     def block_classes(self) -> tuple[type[ResidualBlock], ...]:
@@ -181,7 +188,18 @@ class ResNet(ResidualBackbone):
         conv = self.placement("conv")
         middle = {f"conv{block.middle_index}": conv for block in self.block_classes}
         tables = self.slot_namings(**middle)
+        own = {self.attention_name: self.own_placement}
+        for source, renames in namings(own).items():
+            known = {ours for _, ours, *_ in tables.get(source, ())}
+            new = tuple(rename for rename in renames if rename[1] not in known)
+            tables[source] = (*tables.get(source, ()), *new)
         return tables | {"timm": (*tables.get("timm", ()), *self._timm_pairs())}
+
+    @property
+    def own_placement(self) -> Placement | None:
+        """The architecture's own attention, unless it is told to have none."""
+        own = self.own_attention
+        return own if isinstance(own, Placement) and self.attention is not False else None
 
     def setup(self) -> None:
         self.setup_stem()
@@ -257,7 +275,7 @@ class ResNet(ResidualBackbone):
             shortcut=self.shortcut,
             downsampling=DOWNSAMPLING[self.downsampling],
             zero_init_last=self.zero_init_last,
-            **self.block_fields(stage, block),
+            **self.block_fields(stage, block, self.own_placement),
         )
 
     def _middle(self, stage: int, block: int, dilation: int) -> LayerFactory | None:

@@ -32,13 +32,13 @@ _64X4D: Fields = {"groups": 64, "group_width": 4}
 _AA: Fields = {"downsampling": "average"}
 _BLUR: Fields = {"downsampling": "blur"}
 
-_SE: Fields = {"attention": {"name": "se", "variant": "timm"}}
-_ECA: Fields = {"attention": {"name": "eca", "variant": "timm"}}
+_SE: Fields = {"own_attention": {"name": "se", "variant": "timm"}}
+_ECA: Fields = {"own_attention": {"name": "eca", "variant": "timm"}}
 
 
 # Pruned (arXiv:2002.08258) when ECA had its kernels already, of sizes 5, 5, 5 and 7 in the four
 # stages: b and gamma give these for the channels that are left.
-_ECA_PRUNED: Fields = {"attention": {"name": "eca", "variant": "timm", "b": 8, "gamma": 3}}
+_ECA_PRUNED: Fields = {"own_attention": {"name": "eca", "variant": "timm", "b": 8, "gamma": 3}}
 # fmt: off
 _PRUNED_50 = (
     (19, ((47, 18), (52, 22), (64, 35))),
@@ -73,7 +73,7 @@ def _resnest(*, radix: int = 2, groups: int = 1, **fields: Any) -> Fields:
 _RS: Fields = {
     **_D,
     "stem_pool": "conv",
-    "attention": {"name": "se", "variant": "timm", "reduction": 4},
+    "own_attention": {"name": "se", "variant": "timm", "reduction": 4},
 }
 
 RESNETS: dict[str, Fields] = {

@@ -61,7 +61,7 @@ class SENet(ResNet, kw_only=True):
 
     block: Block | tuple[Block, ...] = "caffe_bottleneck"
     dropout: float = 0.2
-    attention: Slot = "se"
+    own_attention: Slot = "se"
 
     head_name: ClassVar[str] = "last_linear"
     attention_name: ClassVar[str] = "se_module"

@@ -5,12 +5,14 @@ from flaxattn.layers.abstract_variables import abstract_variables
 from flaxattn.weights.convert import Variables, to_torch
 from flaxattn.weights.files import read, write
 from flaxattn.weights.naming import Naming
+from flaxattn.weights.network import Network, from_pretrained
 from flaxattn.weights.pretrained import Pretrained, Source, load, load_pretrained
 from flaxattn.weights.sources import Checkpoint, fetch
 
 __all__ = [
     "Checkpoint",
     "Naming",
+    "Network",
     "Preprocessing",
     "Pretrained",
     "Source",
@@ -18,6 +20,7 @@ __all__ = [
     "abstract_variables",
     "class_names",
     "fetch",
+    "from_pretrained",
     "load",
     "load_pretrained",
     "read",

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ Source = str | Path | Checkpoint | Mapping[str, np.ndarray]
 
 HEAD, ATTENTION = "head", "attention"
 _COUNTER = "num_batches_tracked"  # torch's count of training steps: no part of the function
+_FEW = 4  # lines of each kind that an error shows
 _ADDED = ("recalibrate", "context")  # the roles of layers that can be put into a trained network
 
 
@@ -52,6 +54,8 @@ def load(
     source: Source,
     input_shape: Sequence[int],
     naming: Naming | None = None,
+    *,
+    prefix: str = "",
 ) -> Variables:
     """The variables of `module` filled from a checkpoint, as NumPy arrays of the module's dtypes.
 
@@ -62,14 +66,15 @@ def load(
         input_shape: (N, H, W, C) of an input, from which the shapes of the variables follow.
         naming: a source in `module.namings`, "own", renames, or None to find it. A file of Flax
             arrays (`write`) needs none.
+        prefix: take the tensors whose keys begin with it, such as "backbone.", and no others.
 
     Every tensor is used exactly once, but for `num_batches_tracked` and what a naming calls
     "derived": tensors that torch computes from a layer's fields and keeps beside its weights.
 
-    Raises InputError that lists every missing, unexpected and misshapen tensor, and says what to do
-    or of which other model they are.
+    Raises InputError with the first of the missing, unexpected, misshapen and damaged tensors and
+    the number of the others, and with what to do or of which other model they are.
     """
-    return load_pretrained(module, source, input_shape, naming=naming).variables
+    return load_pretrained(module, source, input_shape, naming=naming, prefix=prefix).variables
 
 
 def load_pretrained(
@@ -78,6 +83,7 @@ def load_pretrained(
     input_shape: Sequence[int],
     *,
     naming: Naming | None = None,
+    prefix: str = "",
     allow_new: str | Iterable[str] = (),
     grey: bool = False,
     seed: int = 0,
@@ -93,7 +99,7 @@ def load_pretrained(
         loaded.fresh        # ("fc",)
 
     Args:
-        module, source, input_shape, naming: see `load`.
+        module, source, input_shape, naming, prefix: see `load`.
         allow_new: what may be newly initialised, one name or several. "head": the last layer,
             `module.head_name` ("fc" if it does not say), where the checkpoint's has another shape;
             that one is left out, even if the module has no head. "attention": layers that
@@ -111,8 +117,15 @@ def load_pretrained(
     allowed = {allow_new} if isinstance(allow_new, str) else set(allow_new)
     for name in sorted(allowed - {HEAD, ATTENTION}):
         raise unknown("part that may be new", name, (HEAD, ATTENTION))
-    if isinstance(module, Backbone) and len(input_shape) != 4:
-        raise InputError(f"{type(module).__name__} cannot have {_axes(input_shape)}.")
+    if isinstance(module, Backbone):
+        if len(input_shape) != 4:
+            raise InputError(f"{type(module).__name__} cannot have {_axes(input_shape)}.")
+        batch, channels, *size = input_shape
+        if channels in (1, 3) and min(size) > 4:
+            raise InputError(
+                f"input_shape={tuple(input_shape)} has its channels first: give (N, H, W, C), "
+                f"{(batch, *size, channels)}."
+            )
     if grey and input_shape[-1] != 1:
         raise InputError(f"grey=True is for images with one channel: {input_shape} has more.")
     if isinstance(source, Mapping):
@@ -120,7 +133,13 @@ def load_pretrained(
     else:
         checkpoint = source if isinstance(source, Checkpoint) else fetch(source)
         tensors = read(checkpoint, entry=entry)
-    tensors = {key: tensor for key, tensor in tensors.items() if not key.endswith(_COUNTER)}
+    tensors = {
+        key.removeprefix(prefix): tensor
+        for key, tensor in tensors.items()
+        if key.startswith(prefix) and not key.endswith(_COUNTER)
+    }
+    if prefix and not tensors:
+        raise InputError(f"no tensor's key begins with prefix={prefix!r}: leave it out.")
     layers = _layers(module, input_shape)
     found = fit(module, layers.targets, tensors, naming)
     if grey and layers.first_kernel in found.misshapen:
@@ -141,11 +160,10 @@ def load_pretrained(
     problems = [line for path, line in found.wrong.items() if path not in new]
     problems += [line for key, line in found.unexpected.items() if key not in left_out]
     if not problems and not other_architecture:
-        _require_stated(module, checkpoint, found)
+        _require_stated(module, input_shape, checkpoint, found, layers)
     if problems:
         advice = _advice(module, input_shape, found, layers, tensors, checkpoint)
-        lines = "\n  ".join(sorted(problems))
-        raise InputError(f"the weights do not fit {type(module).__name__}{advice}:\n  {lines}")
+        raise InputError(f"the weights do not fit {type(module).__name__}{advice}:{_few(problems)}")
     arrays |= _initialised(module, input_shape, new, seed)
     return Pretrained(
         unflatten_dict({path: arrays[path] for path in layers.targets}),
@@ -249,7 +267,35 @@ def _initialised(
     return {path: np.asarray(drawn[path]) for path in paths}
 
 
-def _require_stated(module: nn.Module, checkpoint: Checkpoint, found: Fit) -> None:
+def _prefix_that_fits(found: Fit, tensors: Iterable[str]) -> str:
+    """What stands before the key of every array of the module, if one thing does; else ""."""
+    keys = set(tensors)
+    first = next(iter(found.keys.values()), "")
+    before = (key.removesuffix(first) for key in keys if key.endswith(f".{first}"))
+    fitting = [p for p in before if all(f"{p}{key}" in keys for key in found.keys.values())]
+    return fitting[0] if len(fitting) == 1 else ""
+
+
+def _few(problems: Sequence[str]) -> str:
+    """The first lines of each kind, below each other, and how many more there are of it."""
+    kinds: defaultdict[str, list[str]] = defaultdict(list)
+    for line in sorted(problems):
+        kinds[line.partition(":")[0]].append(line)
+    lines = []
+    for kind, found in kinds.items():
+        lines += found if len(found) <= _FEW + 1 else found[:_FEW]
+        if len(found) > _FEW + 1:
+            lines.append(f"{kind}: {len(found) - _FEW} more")
+    return "".join(f"\n  {line}" for line in lines)
+
+
+def _require_stated(
+    module: nn.Module,
+    input_shape: Sequence[int],
+    checkpoint: Checkpoint,
+    found: Fit,
+    layers: _Layers,
+) -> None:
     """InputError where the weights are of a network that computes something else."""
     if not isinstance(module, Backbone):
         return
@@ -257,6 +303,11 @@ def _require_stated(module: nn.Module, checkpoint: Checkpoint, found: Fit) -> No
     if isinstance(stated, str) and stated in MODELS:
         wanted: Any = create_model(stated, num_classes=module.num_classes)
         differs = module.differs_from(wanted)
+        theirs = flatten_dict(abstract_variables(wanted, input_shape)) if differs else {}
+        for path, leaf in theirs.items():
+            own = layers.targets.get(path)
+            if not _within(path, layers.head) and (own is None or own.shape != leaf.shape):
+                return  # the tensors are not those of what the config states
         why = f"the checkpoint's config says {stated}, which differs in {', '.join(differs)}"
     else:
         stated = module.elsewhere.get(found.naming)
@@ -301,6 +352,8 @@ def _advice(
         return f" for {_axes(input_shape)}"
     if found.damaged:
         return "; NaN and infinite numbers are no weights, so get the file again"
+    if prefix := _prefix_that_fits(found, tensors):
+        return f"; all of its tensors are there below {prefix!r}: pass prefix={prefix!r}"
     head = _of_head(tensors, found, layers)
     others = [path for path in found.wrong if not _within(path, layers.head)]
     if found.unexpected.keys() <= head:

@@ -83,3 +83,31 @@ for name in ("torch", "tensorflow", "orbax", "grain", "tensorflow_datasets", "op
     assert name not in sys.modules, name
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "hint"),
+    [
+        ("resnet50", {"pretrained": True}, r"timm's: load weights with flaxattn\.weights\.load"),
+        ("resnet50", {"in_chans": 1}, "leave it out: the first convolution takes as many"),
+        ("resnet50", {"features_only": True}, "method='features'"),
+        ("resnet50", {"out_indices": (1, 2)}, "choose from the list"),
+        ("resnet50", {"drop_rate": 0.1}, "it is called dropout"),
+        ("resnet50", {"gate_layer": "hard_sigmoid"}, "gate_activation"),
+        ("resnet50.a1_in1k", {}, r"names weights: .*create_model\('resnet50'\)"),
+        ("timm/resnet50.a1_in1k", {}, r"'timm/resnet50\.a1_in1k'"),
+        ("seresnext50", {}, "did you mean seresnext50_32x4d"),
+        ("ResNet50", {}, r"did you mean resnet50\b"),
+    ],
+)
+def test_words_of_timms_get_what_is_meant(name, fields, hint):
+    with pytest.raises(InputError, match=hint):
+        create_model(name, **fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("SE", "did you mean se or"), ("mqa", "there is none like it")]
+)
+def test_names_of_attention_in_capitals_and_like_no_other(name, hint):
+    with pytest.raises(InputError, match=hint):
+        create_model("resnet18", attention=name)

@@ -552,7 +552,8 @@ def test_role_counts_for_user_layers_too():
 def test_nothing_is_placed_for_none_and_false():
     assert place("attention", None, PLACES) is None
     assert place("attention", False, PLACES) is None
-    assert create_model("seresnet18", attention=False).attention is None
+    assert create_model("resnet18", attention=False).attention is None
+    assert create_model("seresnet18", attention=False).attention is False
 
 
 @pytest.mark.parametrize(
@@ -570,3 +571,52 @@ def test_a_stage_that_has_no_block_to_place_in_is_refused(name, stages, sentence
         create_model(name, attention=cbam)
     assert create_model(name, attention={**cbam, "blocks": "all"}) != create_model(name)
     create_model(name, attention={"name": "cbam", "stages": (5, 6)})
+
+
+def attention_in(model):
+    """What the attention of each block is made of, by the block's name."""
+    params = jax.eval_shape(model.init, jax.random.key(0), X)["params"]
+    layers = ("se", "se_module")
+    return {
+        block: set(children[layer])
+        for block, children in params.items()
+        for layer in layers
+        if layer in children
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [("seresnet18", 4), ("legacy_seresnet18", 4), ("regnety_002", 4), ("efficientnet_b0", 7)],
+)
+def test_blocks_where_nothing_is_placed_keep_the_architectures_own(name, last):
+    """The same in every family; False leaves it out everywhere."""
+    own = attention_in(create_model(name))
+    mixed = attention_in(create_model(name, attention={"name": "cbam", "stages": last}))
+    assert mixed.keys() == own.keys()
+    changed = {block for block in own if mixed[block] != own[block]}
+    assert all(mixed[block] == {"channel", "spatial"} for block in changed)
+    assert changed == {block for block in own if block.startswith(last_stage(name, last))}
+    assert attention_in(create_model(name, attention=False)) == {}
+
+
+def last_stage(name, last):
+    prefix = {"seresnet18": "layer", "legacy_seresnet18": "layer", "regnety_002": "s"}.get(name)
+    return f"{prefix}{last}_" if prefix else f"blocks_{last - 1}_"
+
+
+def test_weights_of_two_kinds_of_attention_go_there_and_back():
+    model = create_model("seresnet18", attention={"name": "cbam", "stages": 4, "variant": "timm"})
+    variables = jax.tree.map(
+        lambda leaf: np.ones(leaf.shape, leaf.dtype), weights.abstract_variables(model, X.shape)
+    )
+    state = weights.to_torch(variables, "timm", module=model)
+    assert {"layer1.0.se.fc1.weight", "layer4.0.se.spatial.conv.conv.weight"} <= state.keys()
+    jax.tree.map(np.testing.assert_array_equal, weights.load(model, state, X.shape), variables)
+
+
+def test_a_graft_into_a_network_with_its_own_attention_says_so():
+    model = create_model("seresnet18")
+    with pytest.raises(InputError, match=r"attention of its own there: .*use context"):
+        create_model("seresnet18", attention={"name": "cbam", "graft": True})
+    assert model.attention is None

@@ -54,6 +54,14 @@ def test_what_a_user_of_weights_chooses_is_no_other_architecture(tmp_path):
     load_pretrained(model, source, SHAPE, allow_new=("head", "attention"))
 
 
+def test_a_config_that_is_not_the_tensors_says_nothing(tmp_path):
+    """A narrower network was saved with the name of the one that it was made from."""
+    model = create_model("resnet10", width=8)
+    state = weights.to_torch(initialise(model, jax.random.key(0), SHAPE))
+    weights.write(tmp_path / "x.safetensors", state, config={"architecture": "resnet10"})
+    weights.load(model, tmp_path / "x.safetensors", SHAPE)
+
+
 @pytest.mark.parametrize(
     ("name", "theirs"),
     [

@@ -372,3 +372,29 @@ def test_weights_like_no_model():
         weights.load(tiny(), {"encoder.weight": np.zeros((3, 3), np.float32)}, SHAPE)
     with pytest.raises(InputError, match=r"do not fit ResNet:\n"):
         weights.load(tiny(), {}, SHAPE)
+
+
+def test_an_error_is_short_however_much_is_wrong():
+    with pytest.raises(InputError) as error:
+        weights.load(create_model("resnet50"), state_of(tiny(stage_sizes=(3, 3, 3, 3))), SHAPE)
+    assert len(str(error.value)) < 2000
+    for kind in ("missing", "misshapen"):
+        assert f"{kind}: " in str(error.value)
+    assert " more" in str(error.value)
+
+
+@pytest.mark.parametrize("prefix", ["model.", "backbone.", "a.b."])
+def test_a_prefix_is_named_and_taken(prefix):
+    state = {f"{prefix}{key}": tensor for key, tensor in STATE.items()}
+    others = {"decoder.weight": np.ones(3, np.float32)}
+    with pytest.raises(InputError, match=rf"pass prefix='{prefix}'"):
+        weights.load(tiny(), state | others, SHAPE)
+    found = weights.load(tiny(), state | others, SHAPE, prefix=prefix)
+    assert_same_but((), found, weights.load(tiny(), STATE, SHAPE))
+    with pytest.raises(InputError, match=r"no tensor.s key begins with prefix=.encoder\.."):
+        weights.load(tiny(), state, SHAPE, prefix="encoder.")
+
+
+def test_channels_first_are_noticed():
+    with pytest.raises(InputError, match=r"channels first: .*\(1, 224, 256, 3\)"):
+        weights.load(tiny(), STATE, (1, 3, 224, 256))

@@ -1,0 +1,100 @@
+"""One call from a checkpoint to a network, beside timm's own."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import flaxattn
+from flaxattn import InputError
+from tests.attention import parity
+from tests.torch_reference.torchvision_shim import timm
+
+# One of each family, small. The config's input is its own, so that no other size can pass for it.
+NAMES = (
+    "test_resnet",
+    "legacy_seresnet18",
+    "skresnet18",
+    "resnest14d",
+    "test_efficientnet",
+    "tf_mobilenetv3_small_minimal_100",
+    "mobilenetv2_035",
+    "regnety_002",
+    "lcnet_035",
+    "tinynet_e",
+)
+FEW = ("test_resnet", "test_efficientnet", "lcnet_035")
+CONFIG = {"input_size": [3, 64, 96], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+
+
+@pytest.fixture
+def directory(tmp_path):
+    def write(name, **fields):
+        """A directory as the hub's, and timm's network whose weights it has."""
+        theirs = timm.create_model(name, num_classes=7).eval()
+        parity.randomise(theirs, np.random.default_rng(0))
+        config = {"architecture": name, "num_classes": 7, "pretrained_cfg": CONFIG} | fields
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+        return tmp_path, theirs
+
+    return write
+
+
+@pytest.fixture
+def picture(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 120, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FEW else pytest.mark.slow) for n in NAMES]
+)
+def test_logits_are_timms(name, directory, picture):
+    path, theirs = directory(name)
+    model, variables, preprocessing = flaxattn.from_pretrained(path)
+    x = preprocessing(picture)[None]
+    assert x.shape == (1, 64, 96, 3)
+    ours = jax.jit(model.apply)(variables, x)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(parity.to_channels_first(x))).numpy()
+    assert parity.difference(ours, expected) <= 1e-4
+
+
+def test_a_new_head_and_a_graft_leave_the_rest(directory, picture):
+    path, _ = directory("test_resnet")
+    plain = flaxattn.from_pretrained(path, num_classes=0)
+    x = plain.preprocessing(picture)[None]
+    found = flaxattn.from_pretrained(path, num_classes=3, attention="cbam", seed=1)
+    assert found.model.num_classes == 3
+    assert found.variables["params"]["fc"]["kernel"].shape[-1] == 3
+    assert "se" in found.variables["params"]["layer1_0"]
+    features = [
+        jax.jit(lambda v, x, m=network.model: m.apply(v, x, method="features"))(
+            network.variables, x
+        )[-1]
+        for network in (plain, found)
+    ]
+    np.testing.assert_allclose(*features, rtol=1e-4, atol=1e-5)
+    again = flaxattn.from_pretrained(path, num_classes=3, attention="cbam", seed=1)
+    jax.tree.map(np.testing.assert_array_equal, again.variables, found.variables)
+
+
+def test_fields_are_the_models(directory):
+    path, _ = directory("test_resnet")
+    model, _, _ = flaxattn.from_pretrained(path, output_stride=8, dropout=0.5)
+    assert (model.output_stride, model.dropout, model.num_classes) == (8, 0.5, 7)
+
+
+def test_without_an_architecture_in_the_config_nothing_is_guessed(directory):
+    path, _ = directory("test_resnet", architecture=None)
+    with pytest.raises(InputError, match="no config names the architecture"):
+        flaxattn.from_pretrained(path)
+    path, _ = directory("test_resnet", architecture="vit_base_patch16_224")
+    with pytest.raises(InputError, match="unknown model 'vit_base_patch16_224'"):
+        flaxattn.from_pretrained(path)
