@@ -39,7 +39,7 @@ from flaxattn.attention.large_kernel import LargeKernel as LargeKernel
 from flaxattn.attention.large_selective_kernel import LargeSelectiveKernel as LargeSelectiveKernel
 from flaxattn.attention.large_separable_kernel import LargeSeparableKernel as LargeSeparableKernel
 from flaxattn.attention.linear_context import LinearContext as LinearContext
-from flaxattn.attention.mechanism import layer_of
+from flaxattn.attention.mechanism import layer_of, required_fields
 from flaxattn.attention.multi_head import MultiHeadAttention as MultiHeadAttention
 from flaxattn.attention.non_local import NonLocal as NonLocal
 from flaxattn.attention.normalization_based import NormalizationBased as NormalizationBased
@@ -177,12 +177,11 @@ def require_name(name: str) -> None:
 
 
 def _require_fields(name: str, layer: Any, fields: dict[str, Any]) -> None:
-    known = {field.name: field for field in dataclasses.fields(layer)}
+    known = [field.name for field in dataclasses.fields(layer)]
     own = [field for field in known if field not in ("parent", "name")]
     for field in fields:
         if field not in known:
             raise unknown(f"field of {name}", field, own)
-    for field in own:
-        default = (known[field].default, known[field].default_factory)
-        if field not in fields and default == (dataclasses.MISSING, dataclasses.MISSING):
+    for field in required_fields(layer):
+        if field not in fields:
             raise InputError(f"{name} needs its field {field}: add {field}=... .")

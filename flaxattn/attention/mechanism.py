@@ -1,5 +1,6 @@
 """What a mechanism tells others about itself, and what nearly every one is built with."""
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -173,6 +174,15 @@ def layer_of(factory: Any) -> Any:
     """The class behind a `LayerFactory`: a class itself, a classmethod or a partial of either."""
     made = factory.func if isinstance(factory, functools.partial) else factory
     return made.__self__ if inspect.ismethod(made) else made
+
+
+def required_fields(layer: Any) -> list[str]:
+    """The fields of a class that have no default."""
+    return [
+        field.name
+        for field in dataclasses.fields(layer)
+        if field.default is field.default_factory is dataclasses.MISSING
+    ]
 
 
 class variant(classmethod):

@@ -11,7 +11,7 @@ import jax
 from flax import linen as nn
 
 from flaxattn.attention import ATTENTION, create_attention, require_name
-from flaxattn.attention.mechanism import declared, layer_of
+from flaxattn.attention.mechanism import declared, layer_of, required_fields
 from flaxattn.errors import InputError
 from flaxattn.inspect.cost import cost
 from flaxattn.inspect.table import aligned, mmacs
@@ -220,8 +220,7 @@ def _made(name: str) -> tuple[Any, Any]:
 def _required(name: str, features: int) -> dict[str, Any]:
     """The fields without a default: the channels of the output."""
     _, layer = _made(name)
-    missing = [f.name for f in dataclasses.fields(layer) if f.default is dataclasses.MISSING]
-    return {"features": features} if "features" in missing else {}
+    return {"features": features} if "features" in required_fields(layer) else {}
 
 
 def _first_line(documented: Any) -> str:

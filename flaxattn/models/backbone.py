@@ -73,11 +73,10 @@ class Backbone(nn.Module, kw_only=True):
     # What the last layer is called.
     head_name: ClassVar[str]
     slots: ClassVar[tuple[str, ...]] = ("attention",)
-    # Fields that a user of trained weights may set otherwise.
-    own_choice: ClassVar[frozenset[str]] = frozenset(
-        {"attention", "context", "conv", "drop_path", "dropout", "dtype", "global_pool", "name"}
-        | {"kernel_init", "num_classes", "output_stride", "own_attention", "param_dtype", "parent"}
-        | {"timm", "torchvision", "zero_init_last"}
+    # Fields that may differ from those of the network whose trained weights it has.
+    free_fields: ClassVar[frozenset[str]] = frozenset(
+        {"attention", "dropout", "dtype", "global_pool", "name", "num_classes", "param_dtype"}
+        | {"parent"}
     )
 
     def __post_init__(self) -> None:
@@ -127,7 +126,7 @@ class Backbone(nn.Module, kw_only=True):
         """
         if type(self) is not type(other):
             return ["its class"]
-        own = {field.name for field in dataclasses.fields(self)} - self.own_choice
+        own = {field.name for field in dataclasses.fields(self)} - self.free_fields
         return sorted(name for name in own if _known(self, name) != _known(other, name))
 
     def placement(self, slot: str) -> Placement | None:
@@ -202,6 +201,11 @@ class ResidualBackbone(Backbone, kw_only=True):
     output_stride: int = 32
 
     slots: ClassVar[tuple[str, ...]] = ("attention", "context")
+    free_fields: ClassVar[frozenset[str]] = Backbone.free_fields | {
+        "context",
+        "drop_path",
+        "output_stride",
+    }
     # What a block's attention is called.
     attention_name: ClassVar[str] = "se"
 

@@ -21,7 +21,7 @@ from flaxattn.models.inverted_residual import (
     fan_out_of,
     pad_same,
 )
-from flaxattn.models.placement import Placement, Places, renames_below
+from flaxattn.models.placement import Placement, Places, renames_below, with_others
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -82,6 +82,7 @@ class InvertedResidualNet(ResidualBackbone):
     timm: str | None = None
 
     head_name: ClassVar[str] = "classifier"
+    free_fields: ClassVar[frozenset[str]] = ResidualBackbone.free_fields | {"timm", "torchvision"}
 
     def __post_init__(self) -> None:
         self.stages = expand(tuple(tuple(map(row, stage)) for stage in self.stages))
@@ -136,11 +137,7 @@ class InvertedResidualNet(ResidualBackbone):
         tables: dict[str, Renames] = {"timm": self._timm()}
         if self.torchvision is not None:
             tables["torchvision"] = self._torchvision()
-        for source, renames in self.slot_namings().items():
-            known = {ours for _, ours, *_ in tables.get(source, ())}
-            new = tuple(rename for rename in renames if rename[1] not in known)
-            tables[source] = (*tables.get(source, ()), *new)
-        return tables
+        return with_others(tables, self.slot_namings())
 
     def setup(self) -> None:
         conv: LayerFactory = functools.partial(Conv, kernel_init=fan_out_of(1), **self.dtypes)

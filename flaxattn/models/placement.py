@@ -129,6 +129,16 @@ def namings(slots: Mapping[str, Placement | None]) -> dict[str, Renames]:
     return tables
 
 
+def with_others(tables: Mapping[str, Renames], others: Mapping[str, Renames]) -> dict[str, Renames]:
+    """`tables`, and of `others` the renames of what they do not rename, source by source."""
+    merged = dict(tables)
+    for source, renames in others.items():
+        known = {ours for _, ours, *_ in merged.get(source, ())}
+        new = tuple(rename for rename in renames if rename[1] not in known)
+        merged[source] = (*merged.get(source, ()), *new)
+    return merged
+
+
 def renames_below(name: str, renames: Renames, foreign_name: str | None = None) -> Renames:
     """`renames` of a submodule `name`, which the source calls `foreign_name` if it is given."""
     theirs = name if foreign_name is None else foreign_name

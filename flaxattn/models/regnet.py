@@ -71,6 +71,10 @@ class RegNet(ResidualBackbone):
     kernel_init: Initializer = kaiming_fan_out
 
     head_name: ClassVar[str] = "head_fc"
+    free_fields: ClassVar[frozenset[str]] = ResidualBackbone.free_fields | {
+        "kernel_init",
+        "zero_init_last",
+    }
 
     def __post_init__(self) -> None:
         if self.se < 0:

@@ -14,7 +14,7 @@ from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_defau
 from flaxattn.models.backbone import ResidualBackbone
 from flaxattn.models.downsampling import DOWNSAMPLING
 from flaxattn.models.place import place
-from flaxattn.models.placement import Placement, Places, Slot, namings
+from flaxattn.models.placement import Placement, Places, Slot, namings, with_others
 from flaxattn.models.residual_block import BLOCKS, SHORTCUTS, BasicBlock, ResidualBlock
 
 Block = str | type[ResidualBlock]
@@ -99,6 +99,12 @@ class ResNet(ResidualBackbone):
     head_name: ClassVar[str] = "fc"
     slots: ClassVar[tuple[str, ...]] = ("attention", "conv", "context")
     known_blocks: ClassVar[dict[str, type[ResidualBlock]]] = BLOCKS
+    free_fields: ClassVar[frozenset[str]] = ResidualBackbone.free_fields | {
+        "conv",
+        "kernel_init",
+        "own_attention",
+        "zero_init_last",
+    }
 
     def __post_init__(self) -> None:
         self.stage_sizes = tuple(self.stage_sizes)
@@ -187,12 +193,8 @@ class ResNet(ResidualBackbone):
         """The renames of the slots' layers, by source name, for `flaxattn.weights`."""
         conv = self.placement("conv")
         middle = {f"conv{block.middle_index}": conv for block in self.block_classes}
-        tables = self.slot_namings(**middle)
-        own = {self.attention_name: self.own_placement}
-        for source, renames in namings(own).items():
-            known = {ours for _, ours, *_ in tables.get(source, ())}
-            new = tuple(rename for rename in renames if rename[1] not in known)
-            tables[source] = (*tables.get(source, ()), *new)
+        own = namings({self.attention_name: self.own_placement})
+        tables = with_others(self.slot_namings(**middle), own)
         return tables | {"timm": (*tables.get("timm", ()), *self._timm_pairs())}
 
     @property

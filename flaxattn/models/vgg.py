@@ -70,6 +70,7 @@ class VGG(Backbone):
     kernel_init: Initializer = kaiming_fan_out
 
     head_name: ClassVar[str] = "fc8"
+    free_fields: ClassVar[frozenset[str]] = Backbone.free_fields | {"kernel_init"}
 
     def __post_init__(self) -> None:
         self.stage_sizes = tuple(self.stage_sizes)

@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from flaxattn.attention.mechanism import Renames
 from flaxattn.errors import InputError
+from flaxattn.layers.initialise import TreePath
 from flaxattn.weights.naming import (
     FLAX,
     OWN,
@@ -23,7 +24,6 @@ from flaxattn.weights.naming import (
 )
 
 Variables = dict[str, Any]  # collections, such as "params", of nested arrays
-TreePath = tuple[str, ...]  # to one array, its collection first
 Targets = Mapping[TreePath, jax.ShapeDtypeStruct]
 
 

@@ -23,7 +23,7 @@ class Network(NamedTuple):
     preprocessing: Preprocessing
 
 
-def architecture_of(checkpoint: Checkpoint, source: str | Path) -> str:
+def _architecture_of(checkpoint: Checkpoint, source: str | Path) -> str:
     """The architecture in the checkpoint's config. Raises InputError if it states none."""
     name = checkpoint.config.get("architecture")
     if not isinstance(name, str):
@@ -73,7 +73,7 @@ def from_pretrained(
     preprocessing = Preprocessing.of(checkpoint.config)
     shape = (1, *preprocessing.input_size)
     model = create_model(
-        architecture_of(checkpoint, source),
+        _architecture_of(checkpoint, source),
         num_classes=classes if num_classes is None else num_classes,
         **fields,
     )

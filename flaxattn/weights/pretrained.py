@@ -1,7 +1,6 @@
 """A module's variables from a checkpoint: all of them, or all but what the caller lets be new."""
 
 import contextlib
-import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from flaxattn.attention.mechanism import declared
+from flaxattn.attention.mechanism import declared, required_fields
 from flaxattn.errors import InputError, unknown
 from flaxattn.layers.abstract_variables import abstract_variables
 from flaxattn.layers.initialise import initialise
@@ -325,11 +324,7 @@ def _fitting_variant(
     module: nn.Module, input_shape: Sequence[int], tensors: Mapping[str, np.ndarray]
 ) -> str | None:
     """The variant of a mechanism that `tensors` are of, if there is one."""
-    required = {
-        field.name: getattr(module, field.name)
-        for field in dataclasses.fields(module)
-        if field.default is field.default_factory is dataclasses.MISSING
-    }
+    required = {name: getattr(module, name) for name in required_fields(module)}
     for name in declared(type(module), "variants"):
         other = getattr(type(module), name)(**required)
         with contextlib.suppress(InputError):  # it may refuse such a map
