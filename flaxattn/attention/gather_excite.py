@@ -7,7 +7,7 @@ import jax
 from flax import linen as nn
 from jax import Array
 
-from flaxattn.attention.mechanism import Mechanism, Part, variant
+from flaxattn.attention.mechanism import Mechanism, Namings, Part, variant
 from flaxattn.attention.parts.bottleneck import bottleneck
 from flaxattn.errors import InputError, unknown
 from flaxattn.layers.norm import BatchNorm
@@ -17,6 +17,11 @@ from flaxattn.layers.resize import resize_nearest
 from flaxattn.layers.widths import reduced_features
 
 _GATHERS = ("mean", "conv")
+_TIMM = tuple(
+    (f"{parent}.{layer}{i}", f"{layer}{i}")
+    for parent, layer in (("gather", "conv"), ("gather", "norm"), ("mlp", "fc"))
+    for i in range(1, 9)
+)
 
 
 class GatherExcite(Mechanism):
@@ -56,7 +61,8 @@ class GatherExcite(Mechanism):
 
     Deviations: the authors published networks of global extent only, and use their order of layers
     at every extent here. They draw the gathering kernels from N(0, 2 / fan_in) and the MLP's from
-    N(0, 0.01^2). timm pads the convolution over the map to return a map; that one is not here.
+    N(0, 0.01^2). timm pads the convolution over the map to return a map; that one is not here, and
+    its weights are refused.
 
     Raises InputError for an unknown `gather`, an `extent` that is not a power of two, a `reduction`
     that leaves no channel, a map of another size than the kernel that gathers it, and, where the
@@ -72,16 +78,6 @@ class GatherExcite(Mechanism):
     norm: Callable[..., nn.Module] = partial(BatchNorm, momentum=0.95)
 
     role = "recalibrate"
-    namings = {
-        "timm": (
-            *(
-                (f"{parent}.{layer}{i}", f"{layer}{i}")
-                for parent, layer in (("gather", "conv"), ("gather", "norm"), ("mlp", "fc"))
-                for i in range(1, 9)
-            ),
-        ),
-    }
-
     theta_minus = variant("The paper's GE-theta-minus: no parameters; the default.")
     theta = variant("The paper's GE-theta: depthwise convolutions gather.", gather="conv")
     theta_plus = variant(
@@ -96,6 +92,11 @@ class GatherExcite(Mechanism):
         divisor=1,
         norm=BatchNorm,
     )
+
+    @property
+    def namings(self) -> Namings:
+        """timm's padded convolution over the map is another function of the same tensors."""
+        return {} if self.gather == "conv" and self.extent == 0 else {"timm": _TIMM}
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

@@ -23,6 +23,7 @@ from flaxattn.attention import create_attention
 from flaxattn.errors import InputError
 from flaxattn.layers.abstract_variables import abstract_variables
 from flaxattn.weights.convert import fit
+from flaxattn.weights.naming import Naming
 
 FEATURES = 32
 MAPS = ((56, 56), (13, 7), (1, 1))
@@ -85,7 +86,7 @@ class Case(NamedTuple):
             and what else is special. Several rows are several names of one and the same layer.
         fields: of the layer, beside those that the variant sets.
         reference: makes the torch module.
-        naming: of the reference's weights.
+        naming: of the reference's weights, or renames, where the layer knows no such source.
         on: the inputs.
         modes: values of `train` to compare in.
         refuses: whether train mode is refused by both sides for (N, H, W): batch normalisation
@@ -103,7 +104,7 @@ class Case(NamedTuple):
     rows: tuple[str, ...]
     fields: dict[str, Any]
     reference: Callable[[], torch.nn.Module]
-    naming: str | None
+    naming: Naming | None
     on: Inputs = Inputs()
     modes: tuple[bool, ...] = (False, True)
     refuses: Callable[..., bool] | None = None

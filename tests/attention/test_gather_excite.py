@@ -23,6 +23,10 @@ def one_value(extent):
     return lambda n, height, width: n * -(-height // extent) * -(-width // extent) == 1
 
 
+# Of the layers whose convolution covers the map too, which timm would pad.
+TIMMS_NAMES = GatherExcite().namings["timm"]
+
+
 def conv(mlp, size, **kwargs):
     fields = {"conv": True, "mlp": mlp, "size": size, "reduction": 4, **kwargs}
     return lambda: gather_excite.GatherExcite(32, **fields)
@@ -52,7 +56,7 @@ CASES = [
             (f"gather_excite.{variant}, {size[0]}x{size[1]}", *rows),
             {"reduction": 4},
             conv(variant == "theta_plus", size),
-            "timm",
+            TIMMS_NAMES,
             on=Inputs(maps=(size,), refused=tuple({*MAPS} - {size})),
             # timm's layer is for maps of one size
             refuses=per_sample,
@@ -143,9 +147,17 @@ def test_a_global_kernel_is_bound_to_its_maps(x, variant):
     variables = jax.jit(layer.init)(jax.random.key(1), x)
     with pytest.raises(InputError, match=r"kernel of 8x6 cannot gather a map of 6x8: .* extent"):
         layer.apply(variables, x.swapaxes(1, 2))
-    state = weights.to_torch(variables, "timm", module=layer)
+    state = weights.to_torch(variables, TIMMS_NAMES)
     with pytest.raises(InputError, match=r"misshapen: gather.conv1.weight \(32, 1, 8, 6\)"):
-        weights.load(layer, state, (2, 9, 6, 32), "timm")
+        weights.load(layer, state, (2, 9, 6, 32), TIMMS_NAMES)
+
+
+def test_timms_padded_kernel_over_the_map_is_refused(x):
+    """The same tensors, but timm's convolution returns a map."""
+    layer = GatherExcite.theta()
+    state = weights.to_torch(jax.jit(layer.init)(jax.random.key(1), x), TIMMS_NAMES)
+    with pytest.raises(InputError, match=r"unexpected: gather\.conv1\.weight"):
+        weights.load(layer, state, x.shape)
 
 
 def test_a_local_gate_covers_its_extent(x):
