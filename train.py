@@ -18,10 +18,17 @@ from flaxattn.train.experiment import TASKS
 from flaxattn.train.loop import Diverged, Preempted, run
 from flaxattn.train.report import log_to_stderr
 from flaxattn.train.sharding import require_platform
+from flaxattn.train.start import start_from
 from flaxattn.train.workdir import flat_fields
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="configs/NAME.py:ARGUMENT")
 WORKDIR = flags.DEFINE_string("workdir", "", "Where the run lives; made if it is not there.")
+WEIGHTS = flags.DEFINE_string(
+    "weights",
+    None,
+    "A file, directory or Hugging Face repository to start from, with its architecture and "
+    "normalisation and a new head. --config.init says the same in parts.",
+)
 PLATFORM = flags.DEFINE_string("platform", None, "tpu, gpu or cpu: an error if it is not there.")
 CACHE = flags.DEFINE_string(
     "compilation_cache",
@@ -45,6 +52,8 @@ def main(argv: list[str]) -> None:
     if DISTRIBUTED.value:
         join()
     require_platform(PLATFORM.value)
+    if WEIGHTS.value:
+        start_from(CONFIG.value, WEIGHTS.value)
     result = run(CONFIG.value, WORKDIR.value)
     print(f"test {TASKS[CONFIG.value.task].sentence(result)}", flush=True)
 

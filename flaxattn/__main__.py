@@ -48,6 +48,7 @@ def command_line() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     listing = commands.add_parser("list", help="all attention mechanisms, a line each")
+    listing.add_argument("--costs", action="store_true", help="count parameters and multiply-adds")
     listing.add_argument("--markdown", action="store_true", help="the page docs/mechanisms.md")
     listing.add_argument(
         "--models", nargs="?", const="", metavar="PART", help="models, whose names have this part"
@@ -106,7 +107,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
 
 def _list(given: argparse.Namespace) -> None:
     if given.models is None:
-        print(catalogue.markdown() if given.markdown else catalogue.text())
+        print(catalogue.markdown() if given.markdown else catalogue.text(costs=given.costs))
         return
     found = [name for name in sorted(MODELS) if given.models in name]
     if not found:

@@ -14,11 +14,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from configs import digits
-from flaxattn import create_model
+from flaxattn import create_model, initialise
 from flaxattn.__main__ import command_line
 from flaxattn.inspect.catalogue import markdown
 from flaxattn.train.checkpoint import Checkpoints
-from flaxattn.train.state import initialiser
+from flaxattn.train.state import TrainState
 from flaxattn.train.workdir import flat_fields
 from tests.torch_reference.torchvision_shim import timm
 from tools.by_role import by_role
@@ -103,10 +103,9 @@ def files(tmp_path, monkeypatch):
     network = timm.create_model("seresnet50").eval()
     save_file(network.state_dict(), "model.safetensors")
     model = create_model(num_classes=10, **digits.get_config("se").model)
-    inputs = (jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32),)
-    init = initialiser(model, optax.sgd(0.1), inputs, ema=True)
+    variables = initialise(model, jax.random.key(0), (1, 8, 8, 1))
     checkpoints = Checkpoints(Path("runs/se/checkpoints"), keep=1)
-    checkpoints.save(1, init(jax.random.key(0)))
+    checkpoints.save(1, TrainState.starting(variables, optax.sgd(0.1), ema=True))
     checkpoints.close()
     return network.state_dict()
 

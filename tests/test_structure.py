@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).parent.parent / "flaxattn"
 BASE = {"errors", "layers"}
 CHAIN = [BASE, {"attention"}, {"models"}, {"tasks"}]
 BELOW_TRAIN = set().union(*CHAIN)
-ALL = BELOW_TRAIN | {"images", "data", "train"}
+ALL = BELOW_TRAIN | {"images", "weights", "data", "train"}
 
 # What each part of the package may import of the package, itself included.
 MAY_IMPORT = {
@@ -30,12 +30,12 @@ MAY_IMPORT = {
     "images": BASE | {"images"},
     "data": BASE | {"images", "data"},
     "train": ALL,
-    "weights": ALL | {"weights"},
-    "inspect": ALL | {"weights", "inspect"},
-    "export": ALL | {"weights", "export"},
-    "prediction": ALL | {"weights"},
+    "weights": BELOW_TRAIN | {"images", "weights"},
+    "inspect": ALL | {"inspect"},
+    "export": ALL | {"export"},
+    "prediction": ALL,
     "__init__": BELOW_TRAIN | {"weights", "prediction"},
-    "__main__": ALL | {"weights", "inspect", "export", "prediction", "__init__"},
+    "__main__": ALL | {"inspect", "export", "prediction", "__init__"},
 }
 
 NOWHERE = {"tensorflow", "torch", "torchvision", "timm"}

@@ -13,7 +13,7 @@ from flax import linen as nn
 from flaxattn.attention import ATTENTION, create_attention, require_name
 from flaxattn.attention.mechanism import declared, layer_of, required_fields
 from flaxattn.errors import InputError
-from flaxattn.inspect.cost import cost
+from flaxattn.inspect.cost import Cost, cost
 from flaxattn.inspect.table import aligned, mmacs
 from flaxattn.layers.abstract_variables import abstract_variables
 
@@ -67,8 +67,6 @@ class Row(NamedTuple):
         paper: the title of the first work its docstring cites, "" if it cites none.
         venue: where and when that work appeared.
         arxiv: its arXiv number, "" if none is given.
-        parameters: of the layer with its defaults, for FEATURES channels.
-        macs: multiply-adds on a map of SIZE x SIZE.
     """
 
     name: str
@@ -79,8 +77,6 @@ class Row(NamedTuple):
     paper: str
     venue: str
     arxiv: str
-    parameters: int
-    macs: int
 
     @property
     def source(self) -> str:
@@ -93,17 +89,26 @@ def rows() -> list[Row]:
     return [_row(name) for name in sorted(ATTENTION)]
 
 
-def text() -> str:
-    """The rows as aligned columns for a terminal, widest column last."""
-    lines = [("name", "role", "parameters", "MMACs", "variants", "what it is")]
+def usual_cost(name: str) -> Cost:
+    """Of the layer with its defaults, for FEATURES channels, on a map of SIZE x SIZE."""
+    return cost(create_attention(name, **_required(name, FEATURES)), (1, SIZE, SIZE, FEATURES))
+
+
+def text(*, costs: bool = False) -> str:
+    """The rows as aligned columns for a terminal, widest column last; counting costs takes long."""
+    lines = [("name", "role", "variants", "what it is")]
     for row in rows():
         variants = ",".join(name for name, _ in row.variants)
         summary = f"{row.summary} ({row.source})" if row.source else row.summary
-        lines.append(
-            (row.name, row.role, f"{row.parameters:,}", mmacs(row.macs), variants, summary)
-        )
-    count = f"{len(lines) - 1} mechanisms, at {FEATURES} channels on {SIZE}x{SIZE}."
-    return "\n".join([*aligned(lines, right=(2, 3)), "", count, _SHARING.replace("`", "")])
+        lines.append((row.name, row.role, variants, summary))
+    end = f"{len(lines) - 1} mechanisms."
+    if costs:
+        counted = [(f"{c.parameters:,}", mmacs(c.macs)) for c in map(usual_cost, sorted(ATTENTION))]
+        both = zip(lines, [("parameters", "MMACs"), *counted], strict=True)
+        lines = [(*line[:2], *cells, *line[2:]) for line, cells in both]
+        end = f"{len(lines) - 1} mechanisms, at {FEATURES} channels on {SIZE}x{SIZE}."
+    columns = aligned(lines, right=(2, 3) if costs else ())
+    return "\n".join([*columns, "", end, _SHARING.replace("`", "")])
 
 
 def markdown() -> str:
@@ -114,14 +119,15 @@ def markdown() -> str:
     ]
     variants = ["| name | variant | what it is |", "|---|---|---|"]
     for row in rows():
+        spent = usual_cost(row.name)
         cells = (
             f"`{row.name}`",
             f"`{row.layer}`",
             row.summary,
             row.role,
             _link(row),
-            f"{row.parameters:,}",
-            mmacs(row.macs),
+            f"{spent.parameters:,}",
+            mmacs(spent.macs),
         )
         table.append("| " + " | ".join(cells) + " |")
         variants += [f"| `{row.name}` | `{name}` | {what} |" for name, what in row.variants]
@@ -187,7 +193,6 @@ def _row(name: str) -> Row:
     documented: Any = made if made is not layer else sys.modules[layer.__module__]
     paper, venue, arxiv = _cited(made.__doc__) or _cited(layer.__doc__) or ("", "", "")
     names = layer.variants if made is layer else ()
-    spent = cost(create_attention(name, **_required(name, FEATURES)), (1, SIZE, SIZE, FEATURES))
     return Row(
         name=name,
         layer=made.__qualname__,
@@ -197,8 +202,6 @@ def _row(name: str) -> Row:
         paper=paper,
         venue=venue,
         arxiv=arxiv,
-        parameters=spent.parameters,
-        macs=spent.macs,
     )
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from flax import linen as nn
 from jax import Array
 from jax.extend import core
-from scipy.special import erf, erfinv
 
 from flaxattn.layers.precision import at_least_float32
 
@@ -44,7 +44,18 @@ def initialise(
     computed by JAX.
     """
     x = jax.ShapeDtypeStruct(tuple(input_shape), getattr(module, "param_dtype", jnp.float32))
-    trace, shapes = jax.make_jaxpr(module.init, return_shape=True)(key, x)
+    return jax.device_put(initialise_for(module, key, (x,), paths=paths))
+
+
+def initialise_for(
+    module: nn.Module,
+    key: Array,
+    inputs: Sequence[jax.ShapeDtypeStruct],
+    *,
+    paths: Collection[TreePath] | None = None,
+) -> dict[str, Any]:
+    """`initialise` for any positional arguments, and on the host: NumPy arrays."""
+    trace, shapes = jax.make_jaxpr(module.init, return_shape=True)(key, *inputs)
     leaves, tree = jax.tree.flatten_with_path(shapes)
     drawn = _Values(trace, [_folded(np.asarray(jax.random.key_data(key)), 0)])
     chosen = {
@@ -60,12 +71,13 @@ def initialise(
 
         @jax.jit
         def init(key: Array) -> list[Array]:
-            variables = jax.tree.leaves(module.init(key, jnp.zeros(x.shape, x.dtype)))
+            zeros = [jnp.zeros(x.shape, x.dtype) for x in inputs]
+            variables = jax.tree.leaves(module.init(key, *zeros))
             return [variables[index] for index in strange]
 
-        for index, array in zip(strange, init(key), strict=True):
+        for index, array in zip(strange, jax.device_get(init(key)), strict=True):
             made[index] = array
-    return jax.device_put(jax.tree.unflatten(tree, made))
+    return jax.tree.unflatten(tree, made)
 
 
 class _Unknown(Exception):
@@ -135,7 +147,8 @@ def _wide(x: np.ndarray) -> np.ndarray:
     return x.astype(at_least_float32(x.dtype), copy=False)
 
 
-# What the initialisers of Flax and of this package are made of.
+# What the initialisers of Flax and of this package are made of. SciPy loads its functions when they
+# are first asked for, which takes longer than this package takes to import.
 _OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
     "add": lambda x, y, **_: x + y,
     "bitcast_convert_type": lambda x, *, new_dtype, **_: x.view(new_dtype),
@@ -143,8 +156,8 @@ _OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
     "clamp": lambda low, x, high, **_: np.clip(x, low, high),
     "convert_element_type": lambda x, *, new_dtype, **_: x.astype(new_dtype),
     "div": lambda x, y, **_: x / y,
-    "erf": lambda x, **_: erf(_wide(x)),
-    "erf_inv": lambda x, **_: erfinv(_wide(x)),
+    "erf": lambda x, **_: scipy.special.erf(_wide(x)),
+    "erf_inv": lambda x, **_: scipy.special.erfinv(_wide(x)),
     "max": lambda x, y, **_: np.maximum(x, y),
     "min": lambda x, y, **_: np.minimum(x, y),
     "mul": lambda x, y, **_: x * y,

@@ -53,22 +53,7 @@ def graft(
     are not the model's, for no layer at all, for a layer that cannot start as the convolution in
     its place, and for what `place` refuses.
     """
-    slots = {"attention": attention, "conv": conv, "context": context}
-    given: dict[str, Any] = {slot: v for slot, v in slots.items() if v is not None}
-    if not given:
-        raise InputError("nothing to graft: pass attention=..., conv=... or context=... .")
-    for slot in given:
-        if slot not in {field.name for field in dataclasses.fields(model)}:
-            raise InputError(f"{type(model).__name__} has no {slot} slot: use another one.")
-        if getattr(model, slot) not in (None, False):
-            raise InputError(
-                f"the {slot} slot of this {type(model).__name__} is taken: use another one, or a "
-                f"model without {slot}."
-            )
-    placed = model.clone(**given)  # which knows where layers usually stand in this network
-    grown = placed.clone(
-        **{slot: dataclasses.replace(getattr(placed, slot), graft=slot != "conv") for slot in given}
-    )
+    grown = grafted(model, attention=attention, conv=conv, context=context)
     images = jax.ShapeDtypeStruct(tuple(input_shape), at_least_float32(model.param_dtype))
     key = jax.random.key(seed)
     own = flatten_dict(dict(variables))
@@ -83,6 +68,28 @@ def graft(
     new = expected.keys() - kept.keys()
     drawn = flatten_dict(initialise(grown, key, images.shape, paths=new))
     return grown, unflatten_dict(kept | {path: drawn[path] for path in new})
+
+
+def grafted(
+    model: nn.Module, *, attention: Slot = None, conv: Slot = None, context: Slot = None
+) -> nn.Module:
+    """The model that `graft` returns, which follows from the slots alone. Raises InputError too."""
+    slots = {"attention": attention, "conv": conv, "context": context}
+    given: dict[str, Any] = {slot: v for slot, v in slots.items() if v is not None}
+    if not given:
+        raise InputError("nothing to graft: pass attention=..., conv=... or context=... .")
+    for slot in given:
+        if slot not in {field.name for field in dataclasses.fields(model)}:
+            raise InputError(f"{type(model).__name__} has no {slot} slot: use another one.")
+        if getattr(model, slot) not in (None, False):
+            raise InputError(
+                f"the {slot} slot of this {type(model).__name__} is taken: use another one, or a "
+                f"model without {slot}."
+            )
+    placed = model.clone(**given)  # which knows where layers usually stand in this network
+    return placed.clone(
+        **{slot: dataclasses.replace(getattr(placed, slot), graft=slot != "conv") for slot in given}
+    )
 
 
 def _as_convolution(model: nn.Module, placement: Placement) -> AsConvolution:

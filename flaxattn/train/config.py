@@ -16,6 +16,12 @@ def base_config() -> ConfigDict:
     config.task = "classification"  # or "multilabel": any number of classes an image
     # A name of flaxattn.MODELS and its fields: attention, conv, context, stem, width, ...
     config.model = ConfigDict({"name": "resnet50"})
+    config.init = ConfigDict()  # what training starts from
+    config.init.weights = ""  # a file, directory or Hugging Face repository; "": random numbers
+    config.init.revision = ""  # of a repository: branch, tag or commit
+    config.init.naming = ""  # of the weights' tensors, such as "timm"; "" finds it
+    config.init.allow_new = ()  # what they may lack: "head", "attention"
+    config.init.graft = ConfigDict()  # attention, conv, context: see flaxattn.graft
     # What convolutions compute in; parameters, statistics, gates and losses stay float32.
     config.dtype = "float32"
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -29,7 +29,8 @@ from flaxattn.tasks.task import abstract_batch, add_up
 from flaxattn.train.config import require_valid
 from flaxattn.train.optimizer import learning_rate, make_optimizer
 from flaxattn.train.sharding import make_mesh, replicated, require_divisible, to_devices
-from flaxattn.train.state import TrainState, initialiser
+from flaxattn.train.start import full_model, starting_variables
+from flaxattn.train.state import TrainState
 from flaxattn.train.step import (
     EvalStep,
     Sums,
@@ -52,7 +53,9 @@ class Experiment:
         eval_batches: `eval_batches()` is its share of one evaluation.
         task, model, optimizer, schedule: what is trained, and how.
         abstract_state: the state without values.
-        new_state: makes the state at step 0 of a key.
+        start: makes the model's variables at step 0, on the host: of the seed, or of the weights in
+            `config.init`. Raises InputError for weights that do not fit.
+        new_state: makes the state at step 0 of these variables.
         new_sums: makes zeros for what training adds up between two log lines.
         train_step, eval_step: the compiled programs (`make_train_step`, `make_eval_step`).
         steps_per_epoch, total_steps: an epoch is a whole number of steps, and the rest of a pass
@@ -70,7 +73,8 @@ class Experiment:
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     abstract_state: TrainState
-    new_state: Callable[[Array], TrainState]
+    start: Callable[[], Mapping[str, Any]]
+    new_state: Callable[[Mapping[str, Any]], TrainState]
     new_sums: Callable[[], Sums]
     train_step: TrainStep
     eval_step: EvalStep
@@ -123,12 +127,15 @@ def make_experiment(
 
     dtype = _dtype(config)
     task = make_task.of(config, num_classes=train_source.num_classes)
-    model = task.model(config.model, dtype=dtype, param_dtype=at_least_float32(dtype))
+    base = task.model(config.model, dtype=dtype, param_dtype=at_least_float32(dtype))
+    model = full_model(base, config.init)
     total_steps = max(round(config.epochs * steps_per_epoch), 1)
     schedule = learning_rate(config.optim, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
     optimizer = make_optimizer(config.optim, schedule)
     inputs = task.inputs(abstract_batch(task, 1))
-    init = initialiser(model, optimizer, inputs, ema=bool(config.ema_decay))
+    new_state = functools.partial(
+        TrainState.starting, optimizer=optimizer, ema=bool(config.ema_decay)
+    )
     return Experiment(
         config=config,
         mesh=mesh,
@@ -153,8 +160,13 @@ def make_experiment(
         model=model,
         optimizer=optimizer,
         schedule=schedule,
-        abstract_state=jax.eval_shape(init, jax.random.key(config.seed)),
-        new_state=jax.jit(init, out_shardings=replicated(mesh)),
+        abstract_state=jax.eval_shape(
+            new_state, jax.eval_shape(model.init, jax.random.key(config.seed), *inputs)
+        ),
+        start=functools.partial(
+            starting_variables, base, config.init, inputs=inputs, seed=config.seed
+        ),
+        new_state=jax.jit(new_state, out_shardings=replicated(mesh)),
         new_sums=jax.jit(lambda: empty_sums(task, config), out_shardings=replicated(mesh)),
         train_step=make_train_step(model, task, optimizer, schedule, mesh, config),
         eval_step=make_eval_step(model, task, mesh),

@@ -57,6 +57,7 @@ def run(
     total_steps = experiment.total_steps
     eval_every = max(round(config.eval_every * experiment.steps_per_epoch), 1)
 
+    variables = None if workdirs.has_saved(workdir) else experiment.start()
     # All that can be refused has been; only now is the directory taken.
     if leader:
         workdirs.claim(workdir, config)
@@ -68,10 +69,11 @@ def run(
         checkpoints = closed_at_the_end(
             Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
         )
-        if checkpoints.latest_step() is None:
-            state = experiment.new_state(jax.random.key(config.seed))
-        else:
+        if variables is None:
             state = checkpoints.restore(experiment.abstract_state, replicated(experiment.mesh))
+        else:
+            state = experiment.new_state(variables)
+            del variables
         start_step = int(state.step)
         _announce(experiment, state)
         report = closed_at_the_end(

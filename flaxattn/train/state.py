@@ -1,13 +1,12 @@
 """Everything that training changes, as one pytree."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from jax import Array
 
 
@@ -32,27 +31,18 @@ class TrainState:
         """What evaluation applies: the averages where they are kept."""
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
-
-def initialiser(
-    model: nn.Module, optimizer: optax.GradientTransformation, inputs: tuple, *, ema: bool
-) -> Callable[[Array], TrainState]:
-    """A pure function from a key to the state at step 0, for `jit` and `eval_shape`.
-
-    inputs: the model's positional arguments, abstract (jax.ShapeDtypeStruct).
-    """
-
-    def init(key: Array) -> TrainState:
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
-        variables = model.init(key, *zeros)
+    @classmethod
+    def starting(
+        cls, variables: Mapping[str, Any], optimizer: optax.GradientTransformation, *, ema: bool
+    ) -> "TrainState":
+        """The state at step 0 of a model's variables."""
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         # Copies: a donated state must not hold one buffer twice.
         average = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
-        return TrainState(
+        return cls(
             step=jnp.zeros((), jnp.int32),
             params=params,
             batch_stats=batch_stats,
             opt_state=optimizer.init(params),
             ema=average if ema else {},
         )
-
-    return init

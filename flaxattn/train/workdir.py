@@ -44,6 +44,12 @@ def require_same(workdir: Path, config: ConfigDict) -> None:
         )
 
 
+def has_saved(workdir: Path) -> bool:
+    """Whether a run was saved there and goes on."""
+    checkpoints = workdir / "checkpoints"
+    return checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
+
+
 def claim(workdir: Path, config: ConfigDict) -> None:
     """Makes `workdir` this experiment's."""
     try:

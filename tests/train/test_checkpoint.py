@@ -1,6 +1,7 @@
 import contextlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -8,14 +9,16 @@ from flax import linen as nn
 
 from flaxattn.train.checkpoint import Checkpoints
 from flaxattn.train.sharding import make_mesh, replicated
-from flaxattn.train.state import initialiser
+from flaxattn.train.state import TrainState
 
 
 @pytest.fixture
 def init():
-    return initialiser(
-        nn.Dense(3), optax.adam(0.1), (jax.ShapeDtypeStruct((1, 5), np.float32),), ema=True
-    )
+    def init(key):
+        variables = nn.Dense(3).init(key, jnp.zeros((1, 5)))
+        return TrainState.starting(variables, optax.adam(0.1), ema=True)
+
+    return init
 
 
 def born(init, devices, seed=0):

@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from flaxattn import InputError, create_model
+from flaxattn import InputError, create_model, initialise
 from flaxattn.train.checkpoint import Checkpoints, load_variables
 from flaxattn.train.sharding import make_mesh, replicated
-from flaxattn.train.state import initialiser
+from flaxattn.train.state import TrainState
 
 MODEL = create_model(
     "resnet10", stage_sizes=(1,), width=8, stem="small", num_classes=3, attention="eca"
@@ -18,9 +18,9 @@ MODEL = create_model(
 
 def saved_state(workdir, *, ema):
     """A state on all devices, its averages unlike its parameters, saved as step 7."""
-    inputs = (jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32),)
-    init = initialiser(MODEL, optax.sgd(0.1, momentum=0.9), inputs, ema=ema)
-    state = jax.jit(init, out_shardings=replicated(make_mesh()))(jax.random.key(0))
+    variables = initialise(MODEL, jax.random.key(0), (1, 8, 8, 1))
+    state = TrainState.starting(variables, optax.sgd(0.1, momentum=0.9), ema=ema)
+    state = jax.device_put(state, replicated(make_mesh()))
     state = state.replace(ema=jax.tree.map(lambda x: x + 1, state.ema))
     checkpoints = Checkpoints(workdir / "checkpoints", keep=1)
     checkpoints.save(7, state)
