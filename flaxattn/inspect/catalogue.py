@@ -96,7 +96,7 @@ def usual_cost(name: str) -> Cost:
 
 def text(*, costs: bool = False) -> str:
     """The rows as aligned columns for a terminal, widest column last; counting costs takes long."""
-    lines = [("name", "role", "variants", "what it is")]
+    lines: list[tuple[str, ...]] = [("name", "role", "variants", "what it is")]
     for row in rows():
         variants = ",".join(name for name, _ in row.variants)
         summary = f"{row.summary} ({row.source})" if row.source else row.summary
