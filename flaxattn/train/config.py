@@ -22,6 +22,9 @@ def base_config() -> ConfigDict:
     config.init.naming = ""  # of the weights' tensors, such as "timm"; "" finds it
     config.init.allow_new = ()  # what they may lack: "head", "attention"
     config.init.graft = ConfigDict()  # attention, conv, context: see flaxattn.graft
+    # In which other parts learn, at other rates, as flaxattn.train.phases.make_phases reads them:
+    # ({"start": 0, "train": ("attention", "head"), "learning_rate": 0.01}, {"start": 5, ...}).
+    config.phases = ()
     # What convolutions compute in; parameters, statistics, gates and losses stay float32.
     config.dtype = "float32"
 
@@ -59,7 +62,8 @@ def base_config() -> ConfigDict:
     config.optim.momentum = 0.9
     config.optim.nesterov = False
     config.optim.weight_decay = 1e-4  # on kernels only
-    config.optim.warmup_epochs = 5.0
+    config.optim.warmup_epochs = 5.0  # of the run, or of each phase
+    config.optim.decay = "cosine"  # or "none": the learning rate stays
     config.optim.clip_norm = 0.0  # largest global gradient norm; 0 is off
     config.optim.accumulation = 1  # micro-batches a step
     config.label_smoothing = 0.0

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -27,7 +26,7 @@ from flaxattn.layers.precision import at_least_float32
 from flaxattn.tasks import Classification, MultiLabel, Task
 from flaxattn.tasks.task import abstract_batch, add_up
 from flaxattn.train.config import require_valid
-from flaxattn.train.optimizer import learning_rate, make_optimizer
+from flaxattn.train.phases import Phase, make_phases
 from flaxattn.train.sharding import make_mesh, replicated, require_divisible, to_devices
 from flaxattn.train.start import full_model, starting_variables
 from flaxattn.train.state import TrainState
@@ -51,13 +50,14 @@ class Experiment:
         train_source, eval_source: the examples.
         train_batches: `train_batches(start_step=...)` is this process's share of the training.
         eval_batches: `eval_batches()` is its share of one evaluation.
-        task, model, optimizer, schedule: what is trained, and how.
-        abstract_state: the state without values.
+        task, model, phases: what is trained, and how.
+        abstract_states: the state without values, in each phase.
         start: makes the model's variables at step 0, on the host: of the seed, or of the weights in
             `config.init`. Raises InputError for weights that do not fit.
         new_state: makes the state at step 0 of these variables.
+        new_phases: make the state of each phase of the state that the one before left.
         new_sums: makes zeros for what training adds up between two log lines.
-        train_step, eval_step: the compiled programs (`make_train_step`, `make_eval_step`).
+        train_steps, eval_step: the compiled programs (`make_train_step`, `make_eval_step`).
         steps_per_epoch, total_steps: an epoch is a whole number of steps, and the rest of a pass
             opens the next one.
     """
@@ -70,16 +70,20 @@ class Experiment:
     eval_batches: Callable[[], Generator[Batch, None, None]]
     task: Task
     model: nn.Module
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
-    abstract_state: TrainState
+    phases: tuple[Phase, ...]
+    abstract_states: tuple[TrainState, ...]
     start: Callable[[], Mapping[str, Any]]
     new_state: Callable[[Mapping[str, Any]], TrainState]
+    new_phases: tuple[Callable[[TrainState], TrainState], ...]
     new_sums: Callable[[], Sums]
-    train_step: TrainStep
+    train_steps: tuple[TrainStep, ...]
     eval_step: EvalStep
     steps_per_epoch: int
     total_steps: int
+
+    def phase_of(self, step: int) -> int:
+        """Which phase the step belongs to; step 0 to the first."""
+        return sum(step > phase.last_step for phase in self.phases)
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """The task's metrics on the test examples: each counts once, padding never."""
@@ -130,12 +134,20 @@ def make_experiment(
     base = task.model(config.model, dtype=dtype, param_dtype=at_least_float32(dtype))
     model = full_model(base, config.init)
     total_steps = max(round(config.epochs * steps_per_epoch), 1)
-    schedule = learning_rate(config.optim, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
-    optimizer = make_optimizer(config.optim, schedule)
     inputs = task.inputs(abstract_batch(task, 1))
-    new_state = functools.partial(
-        TrainState.starting, optimizer=optimizer, ema=bool(config.ema_decay)
+    phases = make_phases(
+        config, model, inputs, steps_per_epoch=steps_per_epoch, total_steps=total_steps
     )
+    new_states = [
+        functools.partial(
+            TrainState.starting,
+            optimizer=phase.optimizer,
+            ema=bool(config.ema_decay),
+            trainable=phase.trainable,
+        )
+        for phase in phases
+    ]
+    variables = jax.eval_shape(model.init, jax.random.key(config.seed), *inputs)
     return Experiment(
         config=config,
         mesh=mesh,
@@ -158,17 +170,18 @@ def make_experiment(
         ),
         task=task,
         model=model,
-        optimizer=optimizer,
-        schedule=schedule,
-        abstract_state=jax.eval_shape(
-            new_state, jax.eval_shape(model.init, jax.random.key(config.seed), *inputs)
-        ),
+        phases=phases,
+        abstract_states=tuple(jax.eval_shape(new_state, variables) for new_state in new_states),
         start=functools.partial(
             starting_variables, base, config.init, inputs=inputs, seed=config.seed
         ),
-        new_state=jax.jit(new_state, out_shardings=replicated(mesh)),
+        new_state=jax.jit(new_states[0], out_shardings=replicated(mesh)),
+        new_phases=tuple(
+            jax.jit(phase.begun, donate_argnums=0, out_shardings=replicated(mesh))
+            for phase in phases
+        ),
         new_sums=jax.jit(lambda: empty_sums(task, config), out_shardings=replicated(mesh)),
-        train_step=make_train_step(model, task, optimizer, schedule, mesh, config),
+        train_steps=tuple(make_train_step(model, task, phase, mesh, config) for phase in phases),
         eval_step=make_eval_step(model, task, mesh),
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,

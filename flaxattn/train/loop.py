@@ -14,6 +14,7 @@ from flaxattn.errors import InputError
 from flaxattn.train import workdir as workdirs
 from flaxattn.train.checkpoint import Checkpoints
 from flaxattn.train.experiment import Experiment, make_experiment
+from flaxattn.train.phases import describe_trainable
 from flaxattn.train.profile import Profiler
 from flaxattn.train.report import Report, log
 from flaxattn.train.sharding import describe_devices, replicated, to_devices
@@ -70,7 +71,10 @@ def run(
             Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
         )
         if variables is None:
-            state = checkpoints.restore(experiment.abstract_state, replicated(experiment.mesh))
+            saved_in = experiment.phase_of(checkpoints.latest_step() or 0)
+            state = checkpoints.restore(
+                experiment.abstract_states[saved_in], replicated(experiment.mesh)
+            )
         else:
             state = experiment.new_state(variables)
             del variables
@@ -91,7 +95,12 @@ def run(
         told_to_stop = stack.enter_context(_told_to_stop())
 
         sums = experiment.new_sums()
+        phase = experiment.phase_of(start_step)
         for step in range(start_step + 1, total_steps + 1):
+            if experiment.phase_of(step) != phase:
+                phase = experiment.phase_of(step)
+                state = experiment.new_phases[phase](state)
+                _announce_phase(experiment, phase)
             try:
                 batch = next(batches)
             except InputError:
@@ -104,7 +113,7 @@ def run(
             # Nothing crosses between host and device here but the batch, and nobody waits.
             with jax.transfer_guard("disallow"):
                 batch = to_devices(experiment.mesh, batch)
-                state, sums = experiment.train_step(state, sums, batch)
+                state, sums = experiment.train_steps[phase](state, sums, batch)
             profiler.after(step, sums)
             report.advance(step, sums)
 
@@ -147,6 +156,21 @@ def _announce(experiment: Experiment, state: TrainState) -> None:
     )
     start = int(state.step)
     log.info("steps: %d to %d", start, total) if start else log.info("steps: %d", total)
+    _announce_phase(experiment, experiment.phase_of(start + 1))
+
+
+def _announce_phase(experiment: Experiment, index: int) -> None:
+    if jax.process_index() != 0 or len(experiment.phases) == 1:
+        return
+    phase = experiment.phases[index]
+    log.info(
+        "phase %d of %d: steps %d to %d, %s",
+        index + 1,
+        len(experiment.phases),
+        phase.first_step + 1,
+        phase.last_step,
+        describe_trainable(phase.trainable),
+    )
 
 
 def _means(sums: Sums) -> dict[str, float]:

@@ -7,17 +7,31 @@ from ml_collections import ConfigDict
 from flaxattn.errors import InputError, unknown
 
 
-def learning_rate(config: ConfigDict, *, steps_per_epoch: int, total_steps: int) -> optax.Schedule:
-    """Linear warm-up from zero over `warmup_epochs`, then half a cosine down to zero at the end."""
+def learning_rate(
+    config: ConfigDict, *, steps_per_epoch: int, total_steps: int, peak: float | None = None
+) -> optax.Schedule:
+    """Linear warm-up from zero over `warmup_epochs`, then what `decay` says.
+
+    "cosine": half a cosine down to zero at the end; "none": it stays.
+
+    peak: instead of `learning_rate`.
+    """
+    peak = config.learning_rate if peak is None else peak
+    if config.decay not in ("cosine", "none"):
+        raise unknown("optim.decay", config.decay, ("cosine", "none"))
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     if warmup_steps >= total_steps:
         raise InputError(
-            f"optim.warmup_epochs={config.warmup_epochs} is the whole run of {total_steps} steps: "
-            f"use fewer, or more epochs."
+            f"optim.warmup_epochs={config.warmup_epochs} is the whole run or phase of "
+            f"{total_steps} steps: use fewer, or more epochs."
+        )
+    if config.decay == "none":
+        return optax.schedules.warmup_constant_schedule(
+            0.0 if warmup_steps else peak, peak, warmup_steps
         )
     return optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if warmup_steps else config.learning_rate,
-        peak_value=config.learning_rate,
+        init_value=0.0 if warmup_steps else peak,
+        peak_value=peak,
         warmup_steps=warmup_steps,
         decay_steps=total_steps,
     )

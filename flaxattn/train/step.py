@@ -1,6 +1,6 @@
 """The two jitted programs of a run: one training step, one evaluation step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import chex
@@ -8,14 +8,18 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from flaxattn.layers.initialise import TreePath
+from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.tasks.task import Batch, Measured, Task, abstract_batch
+from flaxattn.train.phases import Phase, frozen_norms
 from flaxattn.train.sharding import by_example, replicated
-from flaxattn.train.state import TrainState
+from flaxattn.train.state import TrainState, merged, part
 
 Sums = dict[str, Array]
 TrainStep = Callable[[TrainState, Sums, Batch], tuple[TrainState, Sums]]
@@ -30,14 +34,9 @@ def empty_sums(task: Task, config: ConfigDict) -> Sums:
 
 
 def make_train_step(
-    model: nn.Module,
-    task: Task,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    mesh: Mesh,
-    config: ConfigDict,
+    model: nn.Module, task: Task, phase: Phase, mesh: Mesh, config: ConfigDict
 ) -> TrainStep:
-    """`step(state, sums, batch)`; both state and sums are donated.
+    """`step(state, sums, batch)` of a phase; both state and sums are donated.
 
     Its randomness is a function of (config.seed, state.step) alone. A loss, gradient or state that
     is not finite leaves its step in `sums["first_bad_step"]`: the host asks when it next logs or
@@ -45,34 +44,39 @@ def make_train_step(
     """
     micro_batches = config.optim.accumulation
 
-    def loss_fn(params, batch_stats, key, batch):
+    def loss_fn(learning, state, batch_stats, key, batch):
+        frozen = frozen_norms(batch_stats, phase.trainable)
         # The mesh is there for what a model or a task does under `shard_map`.
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with (
+            jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
+            nn.intercept_methods(_in_evaluation(frozen)),
+        ):
             outputs, updates = model.apply(
-                {"params": params, "batch_stats": batch_stats},
+                {"params": merged(state.params, learning), "batch_stats": batch_stats},
                 *task.inputs(batch),
                 train=True,
                 mutable=["batch_stats"],
                 rngs={"dropout": key},
             )
             loss, logged = task.loss(outputs, batch)
-        return loss, (updates.get("batch_stats", {}), {"loss": loss, **logged})
+        moved = updates.get("batch_stats", {})
+        return loss, (_kept(batch_stats, moved, frozen), {"loss": loss, **logged})
 
-    def gradients(params, batch_stats, key, batch):
+    def gradients(learning, state, key, batch):
         """Mean gradients over the micro-batches; the statistics see one after the other."""
 
         def body(carry, inputs):
             batch_stats, total = carry
             index, micro_batch = inputs
             found, (batch_stats, aux) = jax.grad(loss_fn, has_aux=True)(
-                params, batch_stats, jax.random.fold_in(key, index), micro_batch
+                learning, state, batch_stats, jax.random.fold_in(key, index), micro_batch
             )
             return (batch_stats, jax.tree.map(jnp.add, total, (found, aux))), None
 
-        zeros = jax.tree.map(jnp.zeros_like, params)
+        zeros = jax.tree.map(jnp.zeros_like, learning)
         empty = {name: empty_sums(task, config)[name] for name in ("loss", *task.logged)}
         inputs = (jnp.arange(micro_batches), jax.tree.map(_interleave(micro_batches), batch))
-        (batch_stats, total), _ = jax.lax.scan(body, (batch_stats, (zeros, empty)), inputs)
+        (batch_stats, total), _ = jax.lax.scan(body, (state.batch_stats, (zeros, empty)), inputs)
         means = jax.tree.map(lambda t: t / micro_batches, total)
         return *means, batch_stats
 
@@ -83,17 +87,18 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         prepare_key, dropout_key = jax.random.split(key)
         batch = task.prepare(prepare_key, batch)
+        learning = part(state.params, phase.trainable)
         if micro_batches == 1:
             found, (batch_stats, aux) = jax.grad(loss_fn, has_aux=True)(
-                state.params, state.batch_stats, dropout_key, batch
+                learning, state, state.batch_stats, dropout_key, batch
             )
         else:
-            found, aux, batch_stats = gradients(state.params, state.batch_stats, dropout_key, batch)
+            found, aux, batch_stats = gradients(learning, state, dropout_key, batch)
         # optax mixes its integer count with Python floats, which strict promotion refuses.
         with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimizer.update(found, state.opt_state, state.params)
-            rate = schedule(state.step)
-        params = optax.apply_updates(state.params, updates)
+            updates, opt_state = phase.optimizer.update(found, state.opt_state, learning)
+            rate = phase.schedule(state.step - phase.first_step)
+        params = merged(state.params, optax.apply_updates(learning, updates))
         new_state = TrainState(
             step=state.step + 1,
             params=params,
@@ -135,6 +140,28 @@ def make_eval_step(model: nn.Module, task: Task, mesh: Mesh) -> EvalStep:
         eval_step,
         in_shardings=(replicated(mesh), by_example(mesh)),
         out_shardings=replicated(mesh),
+    )
+
+
+def _in_evaluation(norms: Collection[TreePath]) -> Callable[..., Any]:
+    """Has these batch normalisations use their running statistics, and keep them."""
+
+    def intercept(method, args, kwargs, context):
+        module = context.module
+        if isinstance(module, BatchNorm) and module.path in norms:
+            return method(args[0], train=False)
+        return method(*args, **kwargs)
+
+    return intercept
+
+
+def _kept(before, after, modules: Collection[TreePath]):
+    """The statistics `after` a step, those of `modules` as they were."""
+    if not modules:
+        return after
+    old = flatten_dict(before)
+    return unflatten_dict(
+        {path: old[path] if path[:-1] in modules else x for path, x in flatten_dict(after).items()}
     )
 
 

@@ -31,8 +31,19 @@ def test_without_warmup_it_starts_at_its_peak(optim):
     assert learning_rate(optim, steps_per_epoch=10, total_steps=100)(0) == pytest.approx(0.1)
 
 
+def test_without_decay_it_stays(optim):
+    optim.decay, optim.warmup_epochs = "none", 1.0
+    schedule = learning_rate(optim, steps_per_epoch=10, total_steps=100, peak=0.4)
+    assert [float(schedule(step)) for step in (0, 5, 10, 100)] == pytest.approx([0, 0.2, 0.4, 0.4])
+    optim.decay = "linear"
+    with pytest.raises(InputError, match=r"unknown optim\.decay 'linear': .* Known: cosine, none"):
+        learning_rate(optim, steps_per_epoch=10, total_steps=100)
+
+
 def test_warmup_longer_than_the_run_is_refused(optim):
-    with pytest.raises(InputError, match=r"warmup_epochs=5.0 is the whole run of 40 steps"):
+    with pytest.raises(
+        InputError, match=r"warmup_epochs=5.0 is the whole run or phase of 40 steps"
+    ):
         learning_rate(optim, steps_per_epoch=10, total_steps=40)
 
 

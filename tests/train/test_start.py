@@ -65,7 +65,7 @@ def test_a_new_head_and_a_graft_that_changes_nothing(config, plain, trained, hub
     config.init.graft.attention = grafted
     experiment = make_experiment(config)
     after = arrays(experiment.start())
-    state = experiment.abstract_state
+    (state,) = experiment.abstract_states
     expected = flatten_dict({"params": state.params, "batch_stats": state.batch_stats})
     assert {path: x.shape for path, x in after.items()} == {p: x.shape for p, x in expected.items()}
     assert {path[-3] for path in after.keys() - before.keys()} == {"se"}

@@ -14,6 +14,7 @@ from flaxattn.tasks import Classification, MultiLabel
 from flaxattn.tasks.task import Measured, abstract_batch, add_up
 from flaxattn.train import sharding
 from flaxattn.train.config import base_config
+from flaxattn.train.phases import Phase
 from flaxattn.train.state import TrainState
 from flaxattn.train.step import empty_sums, make_eval_step, make_train_step
 
@@ -52,18 +53,24 @@ def batch(seed=0, size=16):
 class Run:
     """A step with its state, on `devices` devices."""
 
-    def __init__(self, config, model=None, devices=1, rate=0.1, task=Classification):
+    def __init__(
+        self, config, model=None, devices=1, rate=0.1, task=Classification, trainable=None
+    ):
         model = model or SmallNet()
         self.mesh = sharding.make_mesh(jax.devices()[:devices])
         self.task = task.of(config, num_classes=CLASSES)
         optimizer = optax.sgd(rate)
         schedule = optax.constant_schedule(rate)
-        self.step = make_train_step(model, self.task, optimizer, schedule, self.mesh, config)
+        phase = Phase(0, 100, trainable, schedule, optimizer)
+        self.step = make_train_step(model, self.task, phase, self.mesh, config)
         inputs = self.task.inputs(abstract_batch(self.task, 1))
         variables = initialise_for(model, jax.random.key(0), inputs)
         place = functools.partial(jax.jit, out_shardings=sharding.replicated(self.mesh))
         start = functools.partial(
-            TrainState.starting, optimizer=optimizer, ema=bool(config.ema_decay)
+            TrainState.starting,
+            optimizer=optimizer,
+            ema=bool(config.ema_decay),
+            trainable=trainable,
         )
         self.state: TrainState = place(start)(variables)
         self.sums = place(lambda: empty_sums(self.task, config))()
