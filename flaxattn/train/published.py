@@ -1,0 +1,48 @@
+"""The network that a run has trained, in a file for everybody else."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from flaxattn.images.preprocessing import Preprocessing
+from flaxattn.weights import write
+
+NAME = "model.npz"
+
+
+def publish(
+    workdir: Path, config: ConfigDict, variables: Mapping[str, Any], class_names: tuple[str, ...]
+) -> None:
+    """Writes WORKDIR/model.npz, and model.json beside it, for `flaxattn.from_pretrained(WORKDIR)`.
+
+    model.json has timm's fields (architecture, num_classes, label_names, how images are prepared)
+    and, under "model_fields", what else `create_model` needs.
+    """
+    model = config.model.to_dict()
+    for slot, placement in config.init.graft.to_dict().items():
+        named = {"name": placement} if isinstance(placement, str) else placement
+        model[slot] = named if slot == "conv" else {**named, "graft": True}
+    stated = {
+        "architecture": model.pop("name"),
+        "model_fields": model,
+        "task": config.task,
+        "num_classes": len(class_names),
+        "label_names": class_names,
+        **_preprocessing(config.data).to_config(),
+    }
+    write(workdir / NAME, variables, config=stated, overwrite=True)
+
+
+def _preprocessing(data: ConfigDict) -> Preprocessing:
+    """What images went through in the run's own evaluation."""
+    size, resized = data.image_size, data.eval_resize
+    part = size / resized
+    if math.floor(size / part) != resized:  # the quotient was rounded
+        part = float(np.nextafter(part, 0))
+    return Preprocessing(
+        (size, size, data.channels), tuple(data.mean), tuple(data.std), crop_pct=part
+    )
