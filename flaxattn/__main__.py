@@ -67,7 +67,9 @@ def command_line() -> argparse.ArgumentParser:
 
     converting = commands.add_parser("convert", help="weights of PyTorch to Flax's, and back")
     converting.add_argument("source", help=_SOURCE)
-    converting.add_argument("out", type=Path, help="a .safetensors or .npz file")
+    converting.add_argument(
+        "out", type=Path, help="a .safetensors or .npz file; with --to torch .pth too"
+    )
     _add_model(converting)
     converting.add_argument("--naming", help="of SOURCE, if torch's, such as timm (default: found)")
     converting.add_argument("--to", choices=("flax", "torch"), default="flax")
@@ -235,12 +237,10 @@ def _predict(given: argparse.Namespace) -> None:
 def _model_of(given: argparse.Namespace, source: str) -> tuple[Checkpoint, nn.Module]:
     """The checkpoint, and the model that the command line or the checkpoint's config names."""
     checkpoint = fetch(source, revision=given.revision, offline=given.offline)
-    name = given.model or checkpoint.config.get("architecture")
+    name = given.model or checkpoint.architecture
     if name is None:
         raise InputError(f"no config names the architecture of {source}: add --model NAME.")
-    classes = given.num_classes
-    if classes is None:
-        classes = checkpoint.config.get("num_classes", 1000)
+    classes = checkpoint.num_classes if given.num_classes is None else given.num_classes
     return checkpoint, create_model(name, num_classes=classes)
 
 

@@ -12,7 +12,7 @@ from flaxattn.models import create_model
 from flaxattn.models.graft import graft
 from flaxattn.models.placement import Slot
 from flaxattn.weights.pretrained import load_pretrained
-from flaxattn.weights.sources import Checkpoint, fetch
+from flaxattn.weights.sources import fetch
 
 
 class Network(NamedTuple):
@@ -21,17 +21,6 @@ class Network(NamedTuple):
     model: nn.Module
     variables: Mapping[str, Any]
     preprocessing: Preprocessing
-
-
-def _architecture_of(checkpoint: Checkpoint, source: str | Path) -> str:
-    """The architecture in the checkpoint's config. Raises InputError if it states none."""
-    name = checkpoint.config.get("architecture")
-    if not isinstance(name, str):
-        raise InputError(
-            f"no config names the architecture of {source}: make the model with create_model, and "
-            f"load these weights with flaxattn.weights.load."
-        )
-    return name
 
 
 def from_pretrained(
@@ -69,11 +58,16 @@ def from_pretrained(
     MODELS, and for what `fetch`, `load`, `create_model` and `graft` refuse.
     """
     checkpoint = fetch(source, revision=revision, cache_dir=cache_dir, offline=offline)
-    classes = checkpoint.config.get("num_classes", 1000)
+    if checkpoint.architecture is None:
+        raise InputError(
+            f"no config names the architecture of {source}: make the model with create_model, and "
+            f"load these weights with flaxattn.weights.load."
+        )
+    classes = checkpoint.num_classes
     preprocessing = Preprocessing.of(checkpoint.config)
     shape = (1, *preprocessing.input_size)
     model = create_model(
-        _architecture_of(checkpoint, source),
+        checkpoint.architecture,
         num_classes=classes if num_classes is None else num_classes,
         **fields,
     )

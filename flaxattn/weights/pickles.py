@@ -2,8 +2,9 @@
 
 Such a file is a pickle, and a pickle is a program that may call any function by its name. Only a
 few names are known here: those that rebuild tensors and dictionaries, which stand for functions of
-our own. Any other ends the reading before anything is called. The tensors' bytes lie beside the
-pickle, in a zip archive (since torch 1.6), or behind it (before).
+our own, and those of a training script's arguments and of NumPy's numbers, which stand for nothing.
+Any other ends the reading before anything is called. The tensors' bytes lie beside the pickle, in a
+zip archive (since torch 1.6), or behind it (before).
 """
 
 import collections
@@ -12,6 +13,7 @@ import io
 import math
 import operator
 import pickle
+import reprlib
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +27,10 @@ from flaxattn.errors import InputError
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first of the pickles in a file older than torch 1.6
 
-_STORAGES = {
+_LONGEST = 100  # characters of a name in a sentence
+
+# Torch's types of storages, for the dtypes that NumPy has.
+STORAGES = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
     "HalfStorage": np.float16,
@@ -36,6 +41,19 @@ _STORAGES = {
     "CharStorage": np.int8,
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
+}
+
+# What pickles of NumPy's scalars, dtypes and arrays call, such as those of a metric or of a random
+# generator's state.
+_NUMPY = {
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("_codecs", "encode"),
+    ("__builtin__", "bytes"),
 }
 
 
@@ -98,7 +116,7 @@ class Known:
 
 
 class Ignored:
-    """Stands for the arguments of a training script, which lie beside the weights."""
+    """Stands for what lies beside the weights: a script's arguments, and NumPy's numbers."""
 
     __slots__ = ()
 
@@ -114,16 +132,16 @@ def read_pickle(path: Path, entry: str | None = None) -> dict[str, np.ndarray]:
         entry: which state dict of a training checkpoint to take, such as "state_dict_ema"; None for
             the only one, be it the file itself.
 
-    Raises InputError for a damaged file, one that names anything but tensors and dictionaries
-    (nothing of it is run), and one without a state dict or with several and no `entry`.
+    Raises InputError for one that names anything else than tensors, dictionaries and what may lie
+    beside them (nothing of it is run), and for one without a state dict, or with several and no
+    `entry`. A damaged or forged file has zipfile, zlib and pickle raise any error.
     """
-    try:
-        content = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
-        return {key: t.numpy() for key, t in _state_dict(path, content, entry).items()}
-    except InputError:
-        raise
-    except Exception as error:  # a damaged or forged file has zipfile, zlib and pickle raise any
-        raise InputError(f"{path} is not a whole file of torch.save: {error}.") from error
+    with path.open("rb") as file:
+        is_zip = file.read(2) == b"PK"
+    if is_zip and not zipfile.is_zipfile(path):
+        raise EOFError("the end of its zip archive is missing")
+    content = _read_zip(path) if is_zip else _read_legacy(path)
+    return {key: t.numpy() for key, t in _state_dict(path, content, entry).items()}
 
 
 def _read_zip(path: Path) -> Any:
@@ -158,7 +176,7 @@ def _read_legacy(path: Path) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows tensors, their storages, dictionaries and arguments; any other name is refused."""
+    """Knows tensors, their storages, dictionaries and what it ignores; other names are refused."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         super().__init__(file, encoding="utf-8")
@@ -173,12 +191,15 @@ class _Unpickler(pickle.Unpickler):
             ("torch", "Size"): Known(tuple),
             ("argparse", "Namespace"): Ignored,  # a class, for pickle makes an instance of it
         }
-        if module in ("torch", "torch.storage") and name in _STORAGES:
-            return Known(functools.partial(Storage, _STORAGES[name]))
+        if module in ("torch", "torch.storage") and name in STORAGES:
+            return Known(functools.partial(Storage, STORAGES[name]))
+        if (module, name) in _NUMPY:
+            return Known(_ignored)
         if (module, name) not in known:
+            foreign = f"{module}.{name}"[:_LONGEST]
             raise InputError(
-                f"{self.path} asks for {module}.{name}, which is not a tensor; nothing of it was "
-                f"run: where you trust the file, save its state dict alone, best with safetensors."
+                f"{self.path} asks for {foreign}, which is not a tensor; nothing of it was run: "
+                f"where you trust the file, save its state dict alone, best with safetensors."
             )
         return known[module, name]
 
@@ -200,6 +221,10 @@ def _rebuild_parameter(tensor: Tensor, *_: Any) -> Tensor:
     return tensor
 
 
+def _ignored(*_: Any) -> Ignored:
+    return Ignored()
+
+
 def _state_dict(path: Path, content: Any, entry: str | None) -> Mapping[str, Tensor]:
     """The one dictionary of tensors in `content`, or the one called `entry`."""
     found = dict(_state_dicts(content))
@@ -207,11 +232,13 @@ def _state_dict(path: Path, content: Any, entry: str | None) -> Mapping[str, Ten
         (entry,) = found
     if entry is None:
         raise InputError(
-            f"{path} has {len(found)} state dicts: {sorted(found)}; use a file with one, or name "
-            f"one by read(path, entry=...)."
+            f"{path} has {len(found)} state dicts: {reprlib.repr(sorted(found))}; use a file with "
+            f"one, or name one by read(path, entry=...)."
         )
-    if entry not in found:
-        raise InputError(f"{path} has no state dict {entry!r}: it has {sorted(found)}.")
+    if not isinstance(entry, str) or entry not in found:
+        raise InputError(
+            f"{path} has no state dict {reprlib.repr(entry)}: it has {reprlib.repr(sorted(found))}."
+        )
     return found[entry]
 
 

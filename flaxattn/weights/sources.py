@@ -4,10 +4,13 @@ A checkpoint is a file, a directory, or a repository of the Hugging Face Hub. It
 timm keeps in config.json: the architecture, the number of classes, how images are prepared.
 """
 
+import contextlib
 import json
 import os
 import re
+import reprlib
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +22,9 @@ STANDARD = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".tar")
 
 _CONFIG = "config.json"
-METADATA = "flaxattn.config"  # where `files.write` puts the config in a safetensors header
+METADATA = "flaxattn.config"  # where `files.write` puts the config in the file itself
+TORCH_FOLDER = "archive"  # of all that torch's zip archives hold
+_FEW = 6  # files that a sentence lists
 _PREFIX = "hf-hub:"
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -35,6 +40,37 @@ class Checkpoint(NamedTuple):
 
     path: Path
     config: Config
+
+    @property
+    def architecture(self) -> str | None:
+        """The name of the model that the config states, None if it states none.
+
+        Raises InputError for anything but a name.
+        """
+        name = self.config.get("architecture")
+        if name is not None and not isinstance(name, str):
+            raise self._odd("architecture", "the name of a model")
+        return name
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes that the config states, 1000 if it states none.
+
+        Raises InputError for anything but an integer of 0 or more.
+        """
+        classes = self.config.get("num_classes")
+        if classes is None:
+            return 1000
+        if not isinstance(classes, int) or isinstance(classes, bool) or classes < 0:
+            raise self._odd("num_classes", "an integer of 0 or more")
+        return classes
+
+    def _odd(self, field: str, wanted: str) -> InputError:
+        value = reprlib.repr(self.config[field])
+        return InputError(
+            f"the config of {self.path} has {field}={value}, which must be {wanted}: repair it, or "
+            f"name the model and its classes yourself."
+        )
 
 
 def fetch(
@@ -56,12 +92,17 @@ def fetch(
         cache_dir: where downloads are kept; None for huggingface_hub's own place (HF_HOME).
         offline: whether to use the cache alone, as with HF_HUB_OFFLINE=1.
 
-    The config of a file is the one in its safetensors header, or NAME.json beside NAME.npz, or
+    The config of a file is the one that `write` put into it, or NAME.json beside NAME.npz, or
     config.json beside a file with one of the two standard names.
 
-    Raises InputError for a missing file or repository, a hub that cannot be reached, a config that
-    is not a JSON object, and a revision of a local file.
+    Raises InputError for a source that is not a path or a name, a missing file or repository, a hub
+    that cannot be reached, a config that is not a JSON object, and a revision of a local file.
     """
+    if not isinstance(source, str | os.PathLike) or not os.fspath(source):
+        raise InputError(
+            f"source={reprlib.repr(source)} must be the path of a file or a directory, or the name "
+            f"of a repository such as timm/resnet50.a1_in1k."
+        )
     path = Path(source)
     if not os.path.exists(path) and isinstance(source, str):  # Path.exists may raise
         name = source.removeprefix(_PREFIX)
@@ -86,12 +127,21 @@ def fetch(
 
 def _file_of(folder: Path) -> Path:
     for name in STANDARD:
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):
             return folder / name
-    found = sorted(file for file in folder.iterdir() if file.name.endswith(SUFFIXES))
+    try:
+        found = sorted(file for file in folder.iterdir() if file.name.endswith(SUFFIXES))
+    except OSError as error:
+        raise InputError(
+            f"cannot look into the directory {folder}: {error.strerror}; name the file in it, or "
+            f"another directory."
+        ) from error
     if len(found) == 1:
         return found[0]
-    names = ", ".join(file.name for file in found) or f"none that ends in {', '.join(SUFFIXES)}"
+    names = ", ".join(file.name for file in found[:_FEW])
+    if len(found) > _FEW:
+        names += f" and {len(found) - _FEW} more"
+    names = names or f"none that ends in {', '.join(SUFFIXES)}"
     raise InputError(
         f"the directory {folder} has neither {' nor '.join(STANDARD)}, and of other weight files "
         f"{names}: name the file."
@@ -99,7 +149,7 @@ def _file_of(folder: Path) -> Path:
 
 
 def _config_of(path: Path) -> Config:
-    stated = _metadata(path).get(METADATA)
+    stated = _written_into(path)
     if stated is not None:
         return _parsed(path, stated)
     if path.suffix == ".npz":
@@ -108,29 +158,34 @@ def _config_of(path: Path) -> Config:
         beside = path.with_name(_CONFIG)
     else:
         return {}
-    return _parsed(beside) if beside.is_file() else {}
+    return _parsed(beside) if os.path.isfile(beside) else {}
 
 
-def _metadata(path: Path) -> Mapping[str, str]:
-    """The free entries of a safetensors header; none for another file."""
-    if path.suffix != ".safetensors":
-        return {}
-    try:
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(size, path.stat().st_size)))
-        return dict(header.get("__metadata__", {}))
-    except (OSError, struct.error, ValueError, TypeError, AttributeError, RecursionError):
-        return {}  # a damaged header, which `read` will complain of
+def _written_into(path: Path) -> str | bytes | None:
+    """The config that `files.write` put into a file, None if there is none.
+
+    That is an entry of a safetensors header, or a record of torch's zip archive. `read` will
+    complain of a file that is damaged.
+    """
+    with contextlib.suppress(Exception):  # of which zipfile raises many
+        if path.suffix == ".safetensors":
+            with path.open("rb") as file:
+                (size,) = struct.unpack("<Q", file.read(8))
+                header = json.loads(file.read(min(size, path.stat().st_size)))
+            return header["__metadata__"][METADATA]
+        if path.suffix != ".npz" and zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return archive.read(f"{TORCH_FOLDER}/{METADATA}")
+    return None
 
 
-def _parsed(path: Path, text: str | None = None) -> Config:
+def _parsed(path: Path, text: str | bytes | None = None) -> Config:
     """The config in `text`, which stands in the file `path`, or in that whole file."""
     try:
         config = json.loads(path.read_bytes() if text is None else text)
         above = {key: value for key, value in config.items() if key != "pretrained_cfg"}
         return {**config.get("pretrained_cfg", {}), **above}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(
             f"the config in {path} is not a JSON object: {error}; repair or remove it."
         ) from error

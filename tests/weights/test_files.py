@@ -41,8 +41,51 @@ def test_a_truncated_file(tmp_path, suffix):
     path = tmp_path / f"weights.{suffix}"
     write(path)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(InputError, match="is not a whole"):
+    with pytest.raises(InputError, match=r"is not a whole .* 100 bytes it is cut off or damaged"):
         weights.read(path)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 46827520\n"
+PAGES = (
+    b"<!DOCTYPE html><html><head><title>Sign in</title>",
+    b"\xef\xbb\xbf\r\n\t <!doctype HTML>",
+    b"\n\n<HTML lang=en>",
+    "\ufeff<html>".encode("utf-16-le"),
+    b"<!-- saved from --><html>",
+    b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz", "pth", "pt", "bin", "tar"])
+def test_what_is_saved_instead_of_weights(tmp_path, suffix):
+    path = tmp_path / f"model.{suffix}"
+    cases = [
+        (b"", "is empty, 0 bytes: download"),
+        (POINTER, "is a Git LFS pointer, .* git lfs pull"),
+    ]
+    cases += [(page, r"is a web page \(HTML or XML\), .* download it again") for page in PAGES]
+    for content, sentence in cases:
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=sentence):
+            weights.read(path)
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    path = tmp_path / "model.npz"
+    write(path)
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    with pytest.raises(InputError, match=r"cannot read .*Permission denied"):
+        weights.read(path)
+
+
+def test_an_entry_of_a_file_that_has_none(tmp_path):
+    write(tmp_path / "model.npz")
+    with pytest.raises(InputError, match=r"entry=.ema. is for a file of torch\.save, unlike"):
+        weights.read(tmp_path / "model.npz", entry="ema")
 
 
 def test_an_npz_packed_in_an_unknown_way(tmp_path):

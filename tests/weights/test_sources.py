@@ -72,8 +72,16 @@ def test_a_config_that_is_none(tmp_path, text):
         weights.fetch(tmp_path)
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "npz"])
-@pytest.mark.parametrize("names", ["torch", "flax"])
+@pytest.mark.parametrize(
+    ("names", "suffix"),
+    [
+        ("torch", "safetensors"),
+        ("torch", "npz"),
+        ("torch", "pth"),
+        ("flax", "safetensors"),
+        ("flax", "npz"),
+    ],
+)
 def test_what_is_written_is_read(tmp_path, suffix, names):
     path = tmp_path / f"weights.{suffix}"
     tensors = {"a.weight": np.ones(2)} if names == "torch" else {"params": {"a": np.ones(2)}}
@@ -107,8 +115,8 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_a_file_that_cannot_be_written(tmp_path):
-    with pytest.raises(InputError, match=r"use a \.safetensors or \.npz file"):
-        weights.write(tmp_path / "x.pth", TENSORS)
+    with pytest.raises(InputError, match=r"use a \.safetensors, \.npz, \.pth or \.pt"):
+        weights.write(tmp_path / "x.h5", TENSORS)
     with pytest.raises(InputError, match="cannot write"):
         weights.write(tmp_path / "nowhere" / "x.npz", TENSORS)
 
@@ -117,6 +125,51 @@ def test_a_file_that_cannot_be_written(tmp_path):
 def test_a_path_that_no_file_can_have(source):
     with pytest.raises(InputError, match="there is no weight file"):
         weights.fetch(source)
+
+
+@pytest.mark.parametrize("source", ["", None, 3, b"x.pth", ["x.pth"], {"x": np.ones(1)}])
+def test_a_source_that_is_no_path(source):
+    with pytest.raises(InputError, match=r"^source=.* must be the path of a file or a directory"):
+        weights.fetch(source)
+
+
+def test_a_directory_that_cannot_be_looked_into(tmp_path, monkeypatch):
+    def refuse(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.iterdir", refuse)
+    with pytest.raises(InputError, match=r"cannot look into the directory .*: Permission denied;"):
+        weights.fetch(tmp_path)
+
+
+def test_of_many_files_in_a_directory_a_few_are_named(tmp_path):
+    for number in range(100):
+        (tmp_path / f"{number:08}.pth").touch()
+    with pytest.raises(InputError, match=r"00000005\.pth and 94 more: name the file") as error:
+        weights.fetch(tmp_path)
+    assert len(str(error.value)) <= 600
+
+
+def test_a_config_as_deep_as_a_well(tmp_path):
+    put(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"config\.json is not a JSON object"):
+        weights.fetch(tmp_path)
+
+
+@pytest.mark.parametrize("classes", ["1000", -3, 2.0, True, [3]])
+def test_a_number_of_classes_that_is_none(tmp_path, classes):
+    checkpoint = weights.Checkpoint(tmp_path, {"num_classes": classes})
+    with pytest.raises(InputError, match=r"has num_classes=.*, which must be an integer of 0 or"):
+        _ = checkpoint.num_classes
+
+
+def test_what_a_config_does_not_state(tmp_path):
+    for config in ({}, {"num_classes": None, "architecture": None}):
+        checkpoint = weights.Checkpoint(tmp_path, config)
+        assert (checkpoint.num_classes, checkpoint.architecture) == (1000, None)
+    with pytest.raises(InputError, match=r"has architecture=\['x'\], which must be the name of a"):
+        _ = weights.Checkpoint(tmp_path, {"architecture": ["x"]}).architecture
 
 
 def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
