@@ -97,6 +97,22 @@ def test_to_flax_and_back(capsys, folder, variables, tmp_path, suffix):
     assert weights.fetch(back).config["label_names"] == CONFIG["label_names"]
 
 
+def test_to_a_file_that_torch_opens(capsys, folder, model, tmp_path):
+    """Strictly: torch's own loader takes no key too many and none too few."""
+    out = tmp_path / "out.pth"
+    assert "these are Flax variables" in refused(capsys, "convert", folder, out)
+    assert not out.exists()
+    line = command(capsys, "convert", folder, out, "--to", "torch")
+    assert f"(articles) -> {out} (articles), " in line
+    original = torch.load(folder / "pytorch_model.bin")["state_dict"]
+    written = torch.load(out, weights_only=True)
+    assert {f"module.{key}" for key in written} == original.keys()
+    assert all(torch.equal(tensor, original[f"module.{key}"]) for key, tensor in written.items())
+    assert weights.fetch(out).config["label_names"] == CONFIG["label_names"]
+    assert command(capsys, "convert", out, tmp_path / "flax.npz")
+    weights.load(model, out, (1, 32, 32, 3))
+
+
 @pytest.mark.parametrize(("naming", "written"), [(None, "articles"), ("timm", "timm")])
 def test_torchs_tensors_keep_their_names_or_get_others(capsys, folder, tmp_path, naming, written):
     out = tmp_path / "out.safetensors"

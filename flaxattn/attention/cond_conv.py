@@ -27,7 +27,8 @@ class CondConv(Mechanism):
     Sows the routing weights (N, E). They need not sum to one.
 
     EfficientNet's blocks route once for their three convolutions: pass `routing`, weights (N, E),
-    to each call instead, and these layers have no routing_fn of their own.
+    to each call instead, and these layers have no routing_fn of their own. Neither has timm's
+    CondConv2d: its tensors, weight and bias, load without one.
 
     Fields:
         features: channels of the output.
@@ -57,6 +58,12 @@ class CondConv(Mechanism):
             ("conv.weight", "kernels", "flat"),
             ("conv.bias", "biases"),
             ("routing_fn", "routing_fn", "linear"),
+        ),
+        # CondConv2d itself, whose routing is its block's.
+        "timm_layer": (
+            ("weight", "kernels", "flat"),
+            ("bias", "biases"),
+            ("", "routing_fn", "elsewhere"),
         ),
     }
 

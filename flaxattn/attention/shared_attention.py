@@ -7,7 +7,7 @@ from flax import errors
 from flax import linen as nn
 from jax import Array
 
-from flaxattn.attention.mechanism import declared
+from flaxattn.attention.mechanism import Namings, declared
 from flaxattn.errors import InputError
 
 
@@ -19,7 +19,8 @@ class SharedAttention(nn.Module):
 
     Maps [(N, H_k, W_k, C), ...], such as the levels of a pyramid, -> a list of as many maps, each
     as the layer returns it. The variables are the layer's own, once and with no name around them,
-    so its weights load as into the layer alone. Gradients sum over the maps, a batch norm's running
+    and so are the namings of its weights: `weights.load(shared, source, [(N, H_k, W_k, C), ...])`
+    loads a file of the layer alone. Gradients sum over the maps, a batch norm's running
     statistics move once for each, and what the layer sows is a tuple with an entry for each.
 
         SharedAttention(partial(SqueezeExcite, reduction=8)).apply(variables, [p3, p4, p5])
@@ -32,6 +33,11 @@ class SharedAttention(nn.Module):
     """
 
     layer: Callable[..., nn.Module]
+
+    @property
+    def namings(self) -> Namings:
+        """The layer's own."""
+        return declared(self.layer(parent=None), "namings")
 
     @nn.compact
     def __call__(self, maps: Sequence[Array], train: bool = False) -> list[Array]:

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax import Array
 from jax.extend import core
 
+from flaxattn.layers.abstract_variables import Shape, abstract_input
 from flaxattn.layers.precision import at_least_float32
 
 TreePath = tuple[str, ...]  # to one array, its collection first
@@ -22,7 +23,7 @@ TreePath = tuple[str, ...]  # to one array, its collection first
 def initialise(
     module: nn.Module,
     key: Array,
-    input_shape: Sequence[int],
+    input_shape: Shape | Sequence[Shape],
     *,
     paths: Collection[TreePath] | None = None,
 ) -> dict[str, Any]:
@@ -36,25 +37,25 @@ def initialise(
     Args:
         module: any that can be called with such an input.
         key: a typed one, of `jax.random.key`.
-        input_shape: (N, H, W, C) of the input.
+        input_shape: (N, H, W, C) of the input, or a list of them for a module that takes several.
         paths: of the variables to make, as `flax.traverse_util.flatten_dict` has them, instead of
             all; the others are None.
 
     An initialiser with operations that NumPy is not told of below, such as a QR decomposition, is
     computed by JAX.
     """
-    x = jax.ShapeDtypeStruct(tuple(input_shape), getattr(module, "param_dtype", jnp.float32))
-    return jax.device_put(initialise_for(module, key, (x,), paths=paths))
+    inputs = (abstract_input(module, input_shape),)
+    return jax.device_put(initialise_for(module, key, inputs, paths=paths))
 
 
 def initialise_for(
     module: nn.Module,
     key: Array,
-    inputs: Sequence[jax.ShapeDtypeStruct],
+    inputs: Sequence[Any],
     *,
     paths: Collection[TreePath] | None = None,
 ) -> dict[str, Any]:
-    """`initialise` for any positional arguments, and on the host: NumPy arrays."""
+    """`initialise` for any positional arguments, abstract ones, and on the host: NumPy arrays."""
     trace, shapes = jax.make_jaxpr(module.init, return_shape=True)(key, *inputs)
     leaves, tree = jax.tree.flatten_with_path(shapes)
     drawn = _Values(trace, [_folded(np.asarray(jax.random.key_data(key)), 0)])
@@ -71,7 +72,7 @@ def initialise_for(
 
         @jax.jit
         def init(key: Array) -> list[Array]:
-            zeros = [jnp.zeros(x.shape, x.dtype) for x in inputs]
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tuple(inputs))
             variables = jax.tree.leaves(module.init(key, *zeros))
             return [variables[index] for index in strange]
 

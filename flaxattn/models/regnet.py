@@ -15,7 +15,7 @@ from flaxattn.errors import InputError, require_count
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out
 from flaxattn.layers.widths import make_divisible
 from flaxattn.models.backbone import ResidualBackbone
-from flaxattn.models.placement import Placement, Places
+from flaxattn.models.placement import Placement, Places, with_others
 from flaxattn.models.residual_block import Bottleneck
 
 
@@ -33,7 +33,8 @@ class RegNet(ResidualBackbone):
     """Four stages of residual blocks, each of one width, from four numbers.
 
     Radosavovic, Kosaraju, Girshick, He, Dollar, "Designing Network Design Spaces", CVPR 2020,
-    arXiv:2003.13678; numerically timm's RegNetX and, with `se`, RegNetY.
+    arXiv:2003.13678; numerically timm's RegNetX and, with `se`, RegNetY, and torchvision's where
+    both round to the same widths. Where they do not, torchvision's is the one called *_tv.
 
     Block j of `depth` would have the width u_j = initial_width + width_slope * j (Eq. 2). Widths
     are the powers of `width_step` times initial_width that come nearest to it (Eq. 3, 4), in
@@ -45,7 +46,7 @@ class RegNet(ResidualBackbone):
         initial_width, width_slope, width_step: the paper's w_0, w_a and w_m.
         group_size: channels of each group of the 3x3 convolutions, at most the width.
         round_limit: how much of its width rounding to whole groups may leave; by default it rounds
-            to the nearest. 0.9 is torchvision's, timm's *_tv.
+            to the nearest. 0.9 is torchvision's.
         se: width of the squeeze-and-excitation after each 3x3 convolution, as a share of the
             channels of the block's input; 0 for none.
         stem_width: channels of the 3x3 convolution with strides 2 before the stages.
@@ -118,18 +119,26 @@ class RegNet(ResidualBackbone):
 
     @property
     def namings(self) -> Namings:
-        """timm's names, and the renames of the slots' layers by source name."""
-        tables = self.slot_namings()
-        own = [("stem.conv", "stem_conv"), ("stem.bn", "stem_bn"), ("head.fc", "head_fc")]
+        """timm's and torchvision's names, and the renames of the slots' layers by source name."""
+        timm = [("stem.conv", "stem_conv"), ("stem.bn", "stem_bn"), ("head.fc", "head_fc")]
+        torchvision = [("stem.0", "stem_conv"), ("stem.1", "stem_bn"), ("fc", "head_fc")]
         for stage, size in enumerate(self.sizes, start=1):
             for block in range(size):
-                theirs, ours = f"s{stage}.b{block + 1}", f"s{stage}_{block}"
-                own.append((theirs, ours))
-                own += [(f"{theirs}.conv{i}.conv", f"{ours}.conv{i}") for i in (1, 2, 3)]
-                own += [(f"{theirs}.conv{i}.bn", f"{ours}.bn{i}") for i in (1, 2, 3)]
-                own.append((f"{theirs}.downsample.conv", f"{ours}.downsample_0"))
-                own.append((f"{theirs}.downsample.bn", f"{ours}.downsample_1"))
-        return tables | {"timm": (*tables.get("timm", ()), *own)}
+                ours = f"s{stage}_{block}"
+                theirs = f"s{stage}.b{block + 1}"
+                timm.append((theirs, ours))
+                timm += [(f"{theirs}.conv{i}.conv", f"{ours}.conv{i}") for i in (1, 2, 3)]
+                timm += [(f"{theirs}.conv{i}.bn", f"{ours}.bn{i}") for i in (1, 2, 3)]
+                timm.append((f"{theirs}.downsample.conv", f"{ours}.downsample_0"))
+                timm.append((f"{theirs}.downsample.bn", f"{ours}.downsample_1"))
+                theirs = f"trunk_output.block{stage}.block{stage}-{block}"
+                torchvision += [(theirs, ours), (f"{theirs}.f.se", f"{ours}.se")]
+                for number, letter in enumerate("abc", start=1):
+                    torchvision.append((f"{theirs}.f.{letter}.0", f"{ours}.conv{number}"))
+                    torchvision.append((f"{theirs}.f.{letter}.1", f"{ours}.bn{number}"))
+                torchvision += [(f"{theirs}.proj.{i}", f"{ours}.downsample_{i}") for i in (0, 1)]
+        own = {"timm": tuple(timm), "torchvision": tuple(torchvision)}
+        return with_others(own, self.slot_namings())
 
     def setup(self) -> None:
         self.stem_conv = self.make_conv(self.stem_width, 3, strides=2)

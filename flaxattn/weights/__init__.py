@@ -6,7 +6,8 @@ from flaxattn.weights.convert import Variables, to_torch
 from flaxattn.weights.files import read, write
 from flaxattn.weights.naming import Naming
 from flaxattn.weights.network import Network, from_pretrained
-from flaxattn.weights.pretrained import Pretrained, Source, load, load_pretrained
+from flaxattn.weights.opened import Source
+from flaxattn.weights.pretrained import Pretrained, load, load_pretrained
 from flaxattn.weights.sources import Checkpoint, fetch
 
 __all__ = [

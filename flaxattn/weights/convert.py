@@ -13,6 +13,7 @@ from flaxattn.attention.mechanism import Renames
 from flaxattn.errors import InputError
 from flaxattn.layers.initialise import TreePath
 from flaxattn.weights.naming import (
+    ELSEWHERE,
     FLAX,
     OWN,
     Naming,
@@ -33,7 +34,7 @@ class Fit(NamedTuple):
     Fields:
         naming: the name of what explains most keys.
         renames: its renames, None for the paths of Flax arrays.
-        keys: the tensor's key for each path of the module.
+        keys: the tensor's key for each path of the module, but for what the source has elsewhere.
         filled: the arrays that are there and fit, by path.
         missing: a line for each path without a tensor.
         misshapen: a line for each path whose tensor does not fit.
@@ -70,7 +71,7 @@ def to_torch(
         module: whose variables they are, where `naming` is a source.
 
     `load_state_dict(strict=True)` takes it, for torch itself supplies `num_batches_tracked`.
-    Derived tensors are left out.
+    Derived tensors are left out, and so is what the source keeps in another module.
 
     Raises InputError for an unknown naming, one without its module, and one under which two arrays
     have the same name.
@@ -79,6 +80,8 @@ def to_torch(
     tensors = {}
     for (_, *path), array in flatten_dict(dict(variables)).items():
         key, layout = torch_name(path, renames)
+        if layout == ELSEWHERE:
+            continue
         if key in tensors:
             raise InputError(f"two arrays would be called {key}: give each a name of its own.")
         theirs = _theirs(np.asarray(array), path[-1], layout)
@@ -118,6 +121,8 @@ def _fill(
     found = Fit(naming, renames, {}, {}, {}, {}, {}, {})
     for path, target in targets.items():
         key, layout = key_of(path, renames)
+        if layout == ELSEWHERE:
+            continue
         found.keys[path] = key
         place = f"{'/'.join(path)} {target.shape}"
         if key not in tensors:

@@ -17,11 +17,13 @@ the source's layout, where the general rule (see `convert`) does not find it:
     "1n11"      a vector with axes of one around it, here (1, n, 1, 1); likewise "n11" and others,
                 and "n1n" of a matrix
     "derived"   a tensor that follows from the layer's fields: we have no such array (ours="")
+    "elsewhere" arrays that the source keeps in another module: it has no such tensor (foreign="")
 """
 
 import re
+import reprlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 
@@ -32,6 +34,7 @@ Naming = str | Renames  # a source's name in `module.namings`, or renames themse
 
 OWN = "own"  # torch's keys without renames
 FLAX = "flax"  # the paths of Flax arrays, joined by slashes
+ELSEWHERE = "elsewhere"  # the layout of what a source has no tensor for
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
@@ -75,6 +78,15 @@ def is_derived(key: str, renames: Renames) -> bool:
     )
 
 
+def _are_renames(naming: Any) -> bool:
+    return isinstance(naming, Sequence) and all(
+        isinstance(rename, tuple | list)
+        and len(rename) in (2, 3)
+        and all(isinstance(part, str) for part in rename)
+        for rename in naming
+    )
+
+
 def tables(module: nn.Module) -> Namings:
     """The renames that `module` knows, by source."""
     return declared(module, "namings")
@@ -85,6 +97,11 @@ def table(naming: Naming | None, module: nn.Module | None) -> Renames:
     if naming is None or naming == OWN:
         return ()
     if not isinstance(naming, str):
+        if not _are_renames(naming):
+            raise InputError(
+                f"naming={reprlib.repr(naming)} must be a name, or renames: tuples (foreign, ours) "
+                f"or (foreign, ours, layout) of strings."
+            )
         return naming
     if module is None:
         raise InputError(

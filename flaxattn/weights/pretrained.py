@@ -1,9 +1,10 @@
 """A module's variables from a checkpoint: all of them, or all but what the caller lets be new."""
 
 import contextlib
+import reprlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -13,20 +14,17 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxattn.attention.mechanism import declared, required_fields
 from flaxattn.errors import InputError, unknown
-from flaxattn.layers.abstract_variables import abstract_variables
+from flaxattn.layers.abstract_variables import Shape, abstract_variables
 from flaxattn.layers.initialise import initialise
 from flaxattn.models import MODELS, create_model
 from flaxattn.models.backbone import Backbone
 from flaxattn.weights.architecture import likeliest
 from flaxattn.weights.convert import Fit, Targets, TreePath, Variables, fit, key_of
-from flaxattn.weights.files import read, unwrapped
 from flaxattn.weights.naming import FLAX, Naming
-from flaxattn.weights.sources import Checkpoint, fetch
-
-Source = str | Path | Checkpoint | Mapping[str, np.ndarray]
+from flaxattn.weights.opened import Source, opened
+from flaxattn.weights.sources import Checkpoint
 
 HEAD, ATTENTION = "head", "attention"
-_COUNTER = "num_batches_tracked"  # torch's count of training steps: no part of the function
 _FEW = 4  # lines of each kind that an error shows
 _ADDED = ("recalibrate", "context")  # the roles of layers that can be put into a trained network
 
@@ -51,7 +49,7 @@ class Pretrained(NamedTuple):
 def load(
     module: nn.Module,
     source: Source,
-    input_shape: Sequence[int],
+    input_shape: Shape | Sequence[Shape],
     naming: Naming | None = None,
     *,
     prefix: str = "",
@@ -62,7 +60,8 @@ def load(
         module: any whose submodules carry the reference's names.
         source: a file, a directory or a Hugging Face repository (`fetch`), what `fetch` returns, or
             a mapping from torch's keys to arrays.
-        input_shape: (N, H, W, C) of an input, from which the shapes of the variables follow.
+        input_shape: (N, H, W, C) of an input, from which the shapes of the variables follow; or a
+            list of them for a module that takes several, as `SharedAttention`.
         naming: a source in `module.namings`, "own", renames, or None to find it. A file of Flax
             arrays (`write`) needs none.
         prefix: take the tensors whose keys begin with it, such as "backbone.", and no others.
@@ -71,7 +70,8 @@ def load(
     "derived": tensors that torch computes from a layer's fields and keeps beside its weights.
 
     Raises InputError with the first of the missing, unexpected, misshapen and damaged tensors and
-    the number of the others, and with what to do or of which other model they are.
+    the number of the others, and with what to do or of which other model they are; and for anything
+    else as a source, such as a torch module, a shape, a naming or a prefix.
     """
     return load_pretrained(module, source, input_shape, naming=naming, prefix=prefix).variables
 
@@ -79,7 +79,7 @@ def load(
 def load_pretrained(
     module: nn.Module,
     source: Source,
-    input_shape: Sequence[int],
+    input_shape: Shape | Sequence[Shape],
     *,
     naming: Naming | None = None,
     prefix: str = "",
@@ -116,29 +116,19 @@ def load_pretrained(
     allowed = {allow_new} if isinstance(allow_new, str) else set(allow_new)
     for name in sorted(allowed - {HEAD, ATTENTION}):
         raise unknown("part that may be new", name, (HEAD, ATTENTION))
+    shape = _first_shape(input_shape)
     if isinstance(module, Backbone):
-        if len(input_shape) != 4:
-            raise InputError(f"{type(module).__name__} cannot have {_axes(input_shape)}.")
-        batch, channels, *size = input_shape
+        if len(shape) != 4:
+            raise InputError(f"{type(module).__name__} cannot have {_axes(shape)}.")
+        batch, channels, *size = shape
         if channels in (1, 3) and min(size) > 4:
             raise InputError(
-                f"input_shape={tuple(input_shape)} has its channels first: give (N, H, W, C), "
+                f"input_shape={shape} has its channels first: give (N, H, W, C), "
                 f"{(batch, *size, channels)}."
             )
-    if grey and input_shape[-1] != 1:
-        raise InputError(f"grey=True is for images with one channel: {input_shape} has more.")
-    if isinstance(source, Mapping):
-        checkpoint, tensors = Checkpoint(Path(), {}), unwrapped(source)
-    else:
-        checkpoint = source if isinstance(source, Checkpoint) else fetch(source)
-        tensors = read(checkpoint, entry=entry)
-    tensors = {
-        key.removeprefix(prefix): tensor
-        for key, tensor in tensors.items()
-        if key.startswith(prefix) and not key.endswith(_COUNTER)
-    }
-    if prefix and not tensors:
-        raise InputError(f"no tensor's key begins with prefix={prefix!r}: leave it out.")
+    if grey and shape[-1] != 1:
+        raise InputError(f"grey=True is for images with one channel: {shape} has more.")
+    checkpoint, tensors = opened(source, prefix=prefix, entry=entry)
     layers = _layers(module, input_shape)
     found = fit(module, layers.targets, tensors, naming)
     if grey and layers.first_kernel in found.misshapen:
@@ -165,11 +155,26 @@ def load_pretrained(
         raise InputError(f"the weights do not fit {type(module).__name__}{advice}:{_few(problems)}")
     arrays |= _initialised(module, input_shape, new, seed)
     return Pretrained(
-        unflatten_dict({path: arrays[path] for path in layers.targets}),
+        unflatten_dict({path: arrays[path] for path in found.keys}),
         tuple("/".join(layer) for layer in fresh),
         tuple(sorted(left_out)),
         found.naming,
     )
+
+
+def _first_shape(input_shape: Any) -> tuple[int, ...]:
+    """The shape of the input, or of the first of several. InputError unless it is one."""
+    given = input_shape if np.iterable(input_shape) else ()
+    shapes = [tuple(shape) if np.iterable(shape) else () for shape in given]
+    if not any(shapes):
+        shapes = [tuple(given)]
+    for shape in shapes:
+        if not shape or not all(isinstance(n, Integral) and n > 0 for n in shape):
+            raise InputError(
+                f"input_shape={reprlib.repr(input_shape)} must be (N, H, W, C), integers of 1 or "
+                f"more, such as (1, 224, 224, 3); or a list of such for a module of several inputs."
+            )
+    return shapes[0]
 
 
 class _Layers(NamedTuple):
@@ -188,7 +193,7 @@ class _Layers(NamedTuple):
     first_kernel: TreePath
 
 
-def _layers(module: nn.Module, input_shape: Sequence[int]) -> _Layers:
+def _layers(module: nn.Module, input_shape: Shape | Sequence[Shape]) -> _Layers:
     """The module's layers, seen while it is evaluated."""
     called: dict[TreePath, str | None] = {}
 
@@ -201,10 +206,11 @@ def _layers(module: nn.Module, input_shape: Sequence[int]) -> _Layers:
         with nn.intercept_methods(note):
             targets = flatten_dict(abstract_variables(module, input_shape))
     except Exception as error:
-        if len(input_shape) == 4:
+        shape = _first_shape(input_shape)
+        if len(shape) == 4:
             raise
         raise InputError(
-            f"{type(module).__name__} cannot have {_axes(input_shape)} ({error})."
+            f"{type(module).__name__} cannot have {_axes(shape)} ({error})."
         ) from error
     attention: list[TreePath] = []
     for path in sorted(path for path, role in called.items() if path and role in _ADDED):
@@ -216,10 +222,9 @@ def _layers(module: nn.Module, input_shape: Sequence[int]) -> _Layers:
     return _Layers(targets, head, attention, first)
 
 
-def _axes(input_shape: Sequence[int]) -> str:
+def _axes(shape: tuple[int, ...]) -> str:
     """What is likely wrong with a shape that is not (N, H, W, C), which only some layers take."""
-    axes = len(input_shape)
-    return f"input_shape={tuple(input_shape)} with {axes} axes: images have four, (N, H, W, C)"
+    return f"input_shape={shape} with {len(shape)} axes: images have four, (N, H, W, C)"
 
 
 def _within(path: TreePath, layer: TreePath) -> bool:
@@ -257,7 +262,7 @@ def _summed(kernel: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _initialised(
-    module: nn.Module, input_shape: Sequence[int], paths: Sequence[TreePath], seed: int
+    module: nn.Module, input_shape: Shape | Sequence[Shape], paths: Sequence[TreePath], seed: int
 ) -> dict[TreePath, np.ndarray]:
     """New arrays for `paths`; the rest is never computed."""
     if not paths:
@@ -290,7 +295,7 @@ def _few(problems: Sequence[str]) -> str:
 
 def _require_stated(
     module: nn.Module,
-    input_shape: Sequence[int],
+    input_shape: Shape | Sequence[Shape],
     checkpoint: Checkpoint,
     found: Fit,
     layers: _Layers,
@@ -321,7 +326,7 @@ def _require_stated(
 
 
 def _fitting_variant(
-    module: nn.Module, input_shape: Sequence[int], tensors: Mapping[str, np.ndarray]
+    module: nn.Module, input_shape: Shape | Sequence[Shape], tensors: Mapping[str, np.ndarray]
 ) -> str | None:
     """The variant of a mechanism that `tensors` are of, if there is one."""
     required = {name: getattr(module, name) for name in required_fields(module)}
@@ -336,15 +341,15 @@ def _fitting_variant(
 
 def _advice(
     module: nn.Module,
-    input_shape: Sequence[int],
+    input_shape: Shape | Sequence[Shape],
     found: Fit,
     layers: _Layers,
     tensors: Mapping[str, np.ndarray],
     checkpoint: Checkpoint,
 ) -> str:
     """What to do about it, as far as that can be told."""
-    if len(input_shape) != 4:
-        return f" for {_axes(input_shape)}"
+    if len(shape := _first_shape(input_shape)) != 4:
+        return f" for {_axes(shape)}"
     if found.damaged:
         return "; NaN and infinite numbers are no weights, so get the file again"
     if prefix := _prefix_that_fits(found, tensors):

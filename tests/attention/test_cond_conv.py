@@ -2,13 +2,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import linen as nn
 
+from flaxattn import weights
 from flaxattn.attention import CondConv
 from flaxattn.errors import InputError
 from tests.attention import contract
 from tests.attention.parity import Case, Inputs
 from tests.torch_reference.mixture import RoutedCondConv
+from tests.torch_reference.torchvision_shim import timm
 
 SMALL = ((13, 7),)
 
@@ -119,3 +122,32 @@ def test_padding_is_on_both_sides():
         rtol=1e-6,
     )
     assert bare.apply(kernels, x, routing=routing).shape == (2, 1, 1, 4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_timms_layer_loads_without_a_routing(x, bias):
+    """Its two tensors are the whole of it: its block has the routing."""
+    fields = {"kernel_size": 3, "groups": 2, "bias": bias}
+    theirs = timm.layers.CondConv2d(8, 6, padding=1, num_experts=4, **fields)
+    state = {key: tensor.numpy() for key, tensor in theirs.state_dict().items()}
+    layer = CondConv(6, groups=2, num_experts=4, use_bias=bias)
+    loaded = weights.load_pretrained(layer, state, x.shape)
+    assert loaded.naming == "timm_layer"
+    assert loaded.variables["params"].keys() == ({"kernels", "biases"} if bias else {"kernels"})
+
+    back = weights.to_torch(loaded.variables, "timm_layer", module=layer)
+    assert back.keys() == state.keys()
+    for key, tensor in state.items():
+        np.testing.assert_array_equal(back[key], tensor, strict=True)
+
+    routing = jax.random.uniform(jax.random.key(2), (3, 4))
+    with torch.no_grad():
+        expected = theirs(*(torch.tensor(np.array(a)) for a in (x.transpose(0, 3, 1, 2), routing)))
+    y = layer.apply(loaded.variables, x, routing=routing)
+    np.testing.assert_allclose(y.transpose(0, 3, 1, 2), expected, atol=1e-5)
+
+
+def test_a_wrong_kernel_is_not_its_routings_fault(x):
+    with pytest.raises(InputError, match=r"misshapen: weight \(8, 7\)") as error:
+        weights.load(CondConv(6), {"weight": np.ones((8, 7))}, x.shape, "timm_layer")
+    assert "routing_fn" not in str(error.value)

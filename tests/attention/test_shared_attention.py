@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax.errors import ScopeParamShapeError
 
-from flaxattn import BatchNorm
+from flaxattn import BatchNorm, initialise, weights
 from flaxattn.attention import (
     CBAM,
     DenseImplicit,
@@ -121,3 +121,28 @@ def test_weights_that_fit_no_map_are_not_the_maps_fault():
     variables = SqueezeExcite().init(jax.random.key(0), MAPS[0][..., :16])
     with pytest.raises(ScopeParamShapeError):
         SharedAttention(SqueezeExcite).apply(variables, MAPS)
+
+
+@pytest.mark.parametrize(
+    ("factory", "naming"),
+    [(partial(SqueezeExcite, use_bias=False), "articles"), (CBAM.official, "official")],
+)
+def test_weights_are_those_of_the_layer(factory, naming):
+    """Under the names of each source that the layer knows, and back."""
+    layer, shared = factory(), SharedAttention(factory)
+    abstract = weights.abstract_variables(layer, MAPS[0].shape)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("float32"), abstract)
+    state = weights.to_torch(variables, naming, module=layer)
+    loaded = weights.load_pretrained(shared, state, [x.shape for x in MAPS])
+    assert loaded.naming == naming
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
+    back = weights.to_torch(loaded.variables, naming, module=shared)
+    jax.tree.map(np.testing.assert_array_equal, back, state)
+
+
+def test_a_shared_layer_starts_as_the_layer():
+    shared, layer = SharedAttention(FACTORIES[0]), FACTORIES[0]()
+    started = initialise(shared, jax.random.key(1), [x.shape for x in MAPS])
+    alone = initialise(layer, jax.random.key(1), MAPS[0].shape)
+    jax.tree.map(np.testing.assert_array_equal, started, alone)

@@ -3,16 +3,17 @@
 import itertools
 
 import jax
+import numpy as np
 import pytest
 import torch
 
-from flaxattn import MODELS, InputError, create_model
+from flaxattn import MODELS, InputError, create_model, weights
 from flaxattn.inspect.network import placed
 from flaxattn.models import RegNet
 from flaxattn.models.regnet import REGNETS
-from tests.models.networks import check_logits, check_names, shapes_of
+from tests.models.networks import check_logits, check_names, shapes_of, torch_shapes
 from tests.models.test_resnet import LOGITS, check
-from tests.torch_reference.torchvision_shim import timm
+from tests.torch_reference.torchvision_shim import timm, torchvision
 
 # One with each feature: without and with squeeze-and-excitation, and torchvision's rounding.
 FEW = ("regnetx_002", "regnety_004", "regnety_008_tv")
@@ -38,6 +39,78 @@ def test_parameters_have_timms_names_and_shapes(name):
         reference = timm.create_model(name)
     model = create_model(name)
     check_names(model, shapes_of(model), {"timm": reference})
+
+
+# torchvision calls them by their multiply-adds, and rounds three of them to other widths than timm.
+TORCHVISION = {
+    "regnet_x_400mf": "regnetx_004_tv",
+    "regnet_x_800mf": "regnetx_008",
+    "regnet_x_1_6gf": "regnetx_016",
+    "regnet_x_3_2gf": "regnetx_032",
+    "regnet_x_8gf": "regnetx_080",
+    "regnet_x_16gf": "regnetx_160",
+    "regnet_x_32gf": "regnetx_320",
+    "regnet_y_400mf": "regnety_004",
+    "regnet_y_800mf": "regnety_008_tv",
+    "regnet_y_1_6gf": "regnety_016",
+    "regnet_y_3_2gf": "regnety_032",
+    "regnet_y_8gf": "regnety_080_tv",
+    "regnet_y_16gf": "regnety_160",
+    "regnet_y_32gf": "regnety_320",
+    "regnet_y_128gf": "regnety_1280",
+}
+
+
+@pytest.fixture
+def torchvision_on_meta(monkeypatch):
+    """Makes torchvision's networks without numbers."""
+    block_params = torchvision.models.regnet.BlockParams
+    with_numbers = block_params.from_init_params
+
+    def on_the_cpu(*numbers, **fields):
+        with torch.device("cpu"):
+            return with_numbers(*numbers, **fields)
+
+    monkeypatch.setattr(block_params, "from_init_params", on_the_cpu)
+    with torch.device("meta"):
+        yield torchvision.models.get_model
+
+
+def test_every_regnet_of_torchvisions_is_there():
+    theirs = {name for name in torchvision.models.list_models() if name.startswith("regnet")}
+    assert theirs == set(TORCHVISION)
+
+
+@pytest.mark.parametrize("name", quick(TORCHVISION, few=["regnet_x_400mf", "regnet_y_800mf"]))
+def test_torchvisions_have_the_same_widths(name, torchvision_on_meta):
+    """Of stages, groups, squeeze and stem; and those of other widths are refused."""
+    model, reference = create_model(TORCHVISION[name]), torchvision_on_meta(name)
+    check_names(model, shapes_of(model), {"torchvision": reference})
+    groups = [m.groups for m in reference.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert {1, *groups} == {1, *(w // min(model.group_size, w) for w, _ in model.stages)}
+
+    shapes = torch_shapes(reference)
+    state = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
+    assert weights.load_pretrained(model, state, (1, 64, 64, 3)).naming == "torchvision"
+    if TORCHVISION[name].endswith("_tv"):
+        timms = create_model(TORCHVISION[name].removesuffix("_tv"))
+        with pytest.raises(InputError, match=f"look like the weights of {TORCHVISION[name]}:"):
+            weights.load(timms, state, (1, 64, 64, 3))
+
+
+@pytest.mark.parametrize("name", ["regnet_x_400mf", "regnet_y_400mf"])
+def test_networks_are_torchvisions(name, record_property):
+    reference = torchvision.models.get_model(name, num_classes=5)
+    model = create_model(TORCHVISION[name], num_classes=5)
+    check_logits(
+        record_property,
+        name,
+        model,
+        reference,
+        size=(65, 49),
+        dtype="float64",
+        naming="torchvision",
+    )
 
 
 @pytest.mark.parametrize("dtype", quick(LOGITS, few=["float64"]))
