@@ -39,7 +39,7 @@ class BottleneckSelfAttention(Mechanism):
         key_features: d, if given; then `qk_ratio` is not used.
         qkv_bias: a bias in the projection.
         scale_pos_embed: whether 1 / sqrt(d) scales the relative energies too, as in the authors'
-            published function; timm leaves them as they are.
+            published function; timm leaves them as they are. A file of weights does not say it.
         query_chunk: positions whose weights exist at one time, or None for all HW of them: with it
             memory grows with HW * query_chunk instead of (HW)^2 (see `attend`).
 

@@ -29,6 +29,7 @@ class ChannelAffinity(Mechanism):
     Fields:
         similar: as above; without, a_i = softmax_j(max_k e_ik - e_ij) = softmax_j(-e_ij), which the
             authors' code computes: it prefers the channels that are LEAST like i, not the most.
+            Weights of either load into both: a file does not say which it is of.
 
     DANet's other half, over positions, is `SelfAttention.danet`.
     """

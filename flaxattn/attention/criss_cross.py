@@ -36,7 +36,7 @@ class CrissCross(Mechanism):
 
     Fields:
         reduction: C / width of queries and keys, which is rounded down.
-        recurrence: passes, with shared weights.
+        recurrence: passes, with shared weights, of which a file does not say how many it is for.
 
     Raises InputError where `reduction` leaves no channel, and for a `recurrence` below one.
     """

@@ -35,7 +35,8 @@ class DoubleAttention(Mechanism):
     Fields:
         reduction: C / c_m; c_m is rounded down.
         num_descriptors: c_n, or None for as many as c_m.
-        residual: add x, as the paper does; both known ports leave it to the caller.
+        residual: add x, as the paper does; both known ports leave it to the caller. A file of
+            weights does not say it.
 
     Raises InputError where `reduction` leaves no channel and for `num_descriptors` below one.
     """

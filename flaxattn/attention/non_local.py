@@ -89,7 +89,7 @@ class NonLocal(Mechanism):
             "before" their convolutions or "after" them, which is another function; None for none.
             An odd last row or column is left out.
         scale: of the embedded Gaussian's energies: "hidden" for m^(-1/2), "input" for C^(-1/2).
-            The other modes are never scaled.
+            The other modes are never scaled. A file of weights does not say it.
         out_bias: a bias in W.
         query_chunk: positions whose weights exist at one time, or None for all of them: with it
             memory grows with the number of positions instead of its square (see `attend`).

@@ -66,6 +66,9 @@ def load(
             arrays (`write`) needs none.
         prefix: take the tensors whose keys begin with it, such as "backbone.", and no others.
 
+    A file does not say which of a mechanism's variants it is of where these have the same tensors:
+    make the module with the right one (a table in docs/weights.md).
+
     Every tensor is used exactly once, but for `num_batches_tracked` and what a naming calls
     "derived": tensors that torch computes from a layer's fields and keeps beside its weights.
 
@@ -325,18 +328,19 @@ def _require_stated(
         )
 
 
-def _fitting_variant(
+def _fitting_variants(
     module: nn.Module, input_shape: Shape | Sequence[Shape], tensors: Mapping[str, np.ndarray]
-) -> str | None:
-    """The variant of a mechanism that `tensors` are of, if there is one."""
+) -> list[str]:
+    """The variants of a mechanism that `tensors` may be of."""
     required = {name: getattr(module, name) for name in required_fields(module)}
+    names = []
     for name in declared(type(module), "variants"):
         other = getattr(type(module), name)(**required)
         with contextlib.suppress(InputError):  # it may refuse such a map
             found = fit(other, flatten_dict(abstract_variables(other, input_shape)), tensors)
             if not found.wrong and not found.unexpected:
-                return name
-    return None
+                names.append(name)
+    return names
 
 
 def _advice(
@@ -375,7 +379,9 @@ def _advice(
                 "; only attention layers are missing, which are newly initialised by "
                 "load_pretrained(..., allow_new=('attention',))"
             )
-    if variant := _fitting_variant(module, input_shape, tensors):
-        return f"; {type(module).__name__}.{variant}(...) has exactly these tensors"
+    if variants := _fitting_variants(module, input_shape, tensors):
+        names = " or ".join(f"{type(module).__name__}.{name}(...)" for name in variants)
+        choice = ", and which of them they are of they do not say" if len(variants) > 1 else ""
+        return f"; {names} has exactly these tensors{choice}"
     name = likeliest(tensors, len(found.filled), checkpoint)
     return f"; these look like the weights of {name}" if name else ""
