@@ -1,6 +1,7 @@
 """Normalisation, and the preprocessing that belongs to a checkpoint: with another it is worse."""
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +28,8 @@ def normalise(image: np.ndarray, *, mean: Sequence[float], std: Sequence[float])
 
 def require_normalisation(channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
     """InputError unless mean and std have a number for each channel, those of std above 0."""
-    if len(mean) != channels or len(std) != channels or min(std) <= 0:
+    numbers = all(map(math.isfinite, (*mean, *std)))
+    if len(mean) != channels or len(std) != channels or min(std) <= 0 or not numbers:
         raise InputError(
             f"mean={mean} and std={std} do not fit {channels} channels: give each one number per "
             f"channel, those of std above 0."
@@ -81,8 +83,11 @@ class Preprocessing(NamedTuple):
                 str(config.get("crop_mode") or default.crop_mode),
                 str(config.get("interpolation") or "bicubic"),
             )
-        except (TypeError, ValueError) as error:
-            raise InputError(f"the config's preprocessing cannot be read: {error}.") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(
+                f"the config's preprocessing cannot be read ({error}): input_size must be the "
+                f"integers (C, H, W), mean and std a number per channel, and crop_pct a number."
+            ) from error
         return found.checked()
 
     def checked(self) -> "Preprocessing":
@@ -98,7 +103,7 @@ class Preprocessing(NamedTuple):
                 f"(RGB), and H and W above 0."
             )
         require_normalisation(channels, self.mean, self.std)
-        if not self.crop_pct > 0:
+        if not 0 < self.crop_pct < math.inf:
             raise InputError(
                 f"crop_pct={self.crop_pct} must be above 0, and is at most 1 as a rule."
             )
@@ -141,15 +146,16 @@ def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
 
     A description, where the config has one, stands for the name.
 
-    Raises InputError unless the names are a list and the descriptions a mapping.
+    Raises InputError unless the names are a list of names and the descriptions a mapping.
     """
     names = config.get("label_names")
     if not names:
         return None
     described = config.get("label_descriptions") or {}
-    if not isinstance(names, list | tuple) or not isinstance(described, Mapping):
+    are_names = isinstance(names, list | tuple) and all(isinstance(n, str | int) for n in names)
+    if not are_names or not isinstance(described, Mapping):
         raise InputError(
-            f"the config's label_names={names!r} must be a list and its "
-            f"label_descriptions={described!r} a mapping from these names."
+            f"the config's label_names={reprlib.repr(names)} must be a list of names and its "
+            f"label_descriptions={reprlib.repr(described)} a mapping from these names."
         )
     return tuple(str(described.get(name, name)) for name in names)

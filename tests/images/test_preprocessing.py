@@ -130,6 +130,6 @@ def test_the_classes_names():
     assert class_names(names | {"label_descriptions": {"n02": "a dog"}}) == ("n01", "a dog")
     for wrong in ({"label_names": 3}, {"label_names": "cat"}, names | {"label_descriptions": 3}):
         with pytest.raises(
-            InputError, match=r"label_names=.* must be a list and its label_desc.* a mapping"
+            InputError, match=r"label_names=.* must be a list of names and its label_desc.* a mapping"
         ):
             class_names(wrong)
