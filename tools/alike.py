@@ -106,7 +106,9 @@ def differing(layers: list[nn.Module], x: np.ndarray) -> list[str]:
 def equal(layer: nn.Module, other: nn.Module, x: np.ndarray) -> bool:
     """Whether two layers of the same tensors return the same, with weights unlike any initial."""
     variables = random_variables(abstract_variables(layer, x.shape))
-    return np.allclose(layer.apply(variables, x), other.apply(variables, x), rtol=1e-4, atol=1e-5)
+    one: Any = layer.apply(variables, x)
+    another: Any = other.apply(variables, x)
+    return np.allclose(one, another, rtol=1e-4, atol=1e-5)
 
 
 def random_variables(abstract: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ Shape = Sequence[int]  # (N, H, W, C)
 
 def abstract_input(module: nn.Module, input_shape: Shape | Sequence[Shape]) -> Any:
     """An input without numbers, in the dtype of the module's parameters; a list for several."""
-    shape = tuple(input_shape)
+    shape: Any = tuple(input_shape)
     if shape and isinstance(shape[0], Sequence):
         return [abstract_input(module, one) for one in shape]
     return jax.ShapeDtypeStruct(shape, getattr(module, "param_dtype", jnp.float32))

@@ -17,6 +17,8 @@ from flaxattn.weights.convert import key_of
 from flaxattn.weights.naming import tables
 from flaxattn.weights.sources import Checkpoint
 
+_LONGEST = 100  # characters of a name in a sentence
+
 
 class _Absent(Exception):
     """A model has an array that the file does not have."""
@@ -30,7 +32,7 @@ def likeliest(tensors: Mapping[str, np.ndarray], used: int, checkpoint: Checkpoi
     """
     stated = checkpoint.config.get("architecture")
     if isinstance(stated, str) and stated not in MODELS:
-        return stated
+        return stated[:_LONGEST]
     hint = f"{checkpoint.path} {stated}"
     lengths = {np.size(tensor) for tensor in tensors.values() if np.ndim(tensor) == 1}
     blocks = {block for key in tensors for block in re.findall(r"\blayer(\d)[._](\d+)\b", key)}

@@ -172,10 +172,11 @@ def _first_shape(input_shape: Any) -> tuple[int, ...]:
     if not any(shapes):
         shapes = [tuple(given)]
     for shape in shapes:
-        if not shape or not all(isinstance(n, Integral) and n > 0 for n in shape):
+        if not shape or not all(isinstance(n, Integral) and 0 < int(n) < 2**31 for n in shape):
             raise InputError(
-                f"input_shape={reprlib.repr(input_shape)} must be (N, H, W, C), integers of 1 or "
-                f"more, such as (1, 224, 224, 3); or a list of such for a module of several inputs."
+                f"input_shape={reprlib.repr(input_shape)} must be (N, H, W, C), integers from 1 to "
+                f"2**31 - 1, such as (1, 224, 224, 3); or a list of such for a module of several "
+                f"inputs."
             )
     return shapes[0]
 

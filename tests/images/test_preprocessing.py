@@ -91,12 +91,17 @@ def test_grey():
         ("interpolation", "bicubical", "unknown interpolation 'bicubical': did you mean bicubic"),
         ("input_size", [4, 224, 224], r"use C=1 \(grey\) or 3"),
         ("input_size", [224, 224], "cannot be read"),
+        ("input_size", 224, "must be the integers"),
+        ("input_size", [3, float("inf"), 224], "cannot be read"),
         ("input_size", [3, 0, 224], "above 0"),
+        ("mean", [0.5, float("nan"), 0.5], "do not fit 3 channels"),
+        ("std", [float("inf"), 0.5, 0.5], "do not fit 3 channels"),
         ("mean", [0.5], "do not fit 3 channels"),
         ("std", [0.5, 0, 0.5], "do not fit 3 channels"),
         ("mean", "black", "cannot be read"),
         ("crop_pct", -1, "must be above 0"),
         ("crop_pct", float("nan"), "must be above 0"),
+        ("crop_pct", float("inf"), "must be above 0"),
     ],
 )
 def test_a_config_that_cannot_be(field, value, sentence):
@@ -128,8 +133,7 @@ def test_the_classes_names():
     assert class_names({}) is None
     assert class_names(names) == ("n01", "n02")
     assert class_names(names | {"label_descriptions": {"n02": "a dog"}}) == ("n01", "a dog")
-    for wrong in ({"label_names": 3}, {"label_names": "cat"}, names | {"label_descriptions": 3}):
-        with pytest.raises(
-            InputError, match=r"label_names=.* must be a list of names and its label_desc.* a mapping"
-        ):
-            class_names(wrong)
+    wrong = [{"label_names": listed} for listed in (3, [[]], "cat")]
+    for config in (*wrong, names | {"label_descriptions": 3}):
+        with pytest.raises(InputError, match=r"label_names=.* list of names .*label_desc.* a map"):
+            class_names(config)

@@ -98,3 +98,19 @@ def test_without_an_architecture_in_the_config_nothing_is_guessed(directory):
     path, _ = directory("test_resnet", architecture="vit_base_patch16_224")
     with pytest.raises(InputError, match="unknown model 'vit_base_patch16_224'"):
         flaxattn.from_pretrained(path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"num_classes": "1000"}, "has num_classes='1000', which must be an integer of 0 or more"),
+        ({"num_classes": -3}, "has num_classes=-3, which must be an integer of 0 or more"),
+        ({"architecture": ["resnet18"]}, "which must be the name of a model: repair it"),
+        ({"input_size": 224}, "input_size must be the integers"),
+        ({"input_size": [3, 10**30, 224]}, r"must be .* integers from 1 to"),
+    ],
+)
+def test_a_config_of_other_kinds(directory, fields, sentence):
+    path, _ = directory("test_resnet", **fields)
+    with pytest.raises(InputError, match=sentence):
+        flaxattn.from_pretrained(path)

@@ -100,6 +100,8 @@ def test_a_source_that_is_none(source, sentence):
         (1, None, None, 4),
         (-1, 8, 8, 4),
         (1, 0, 8, 4),
+        (1, 2**31, 8, 4),
+        (1, 10**30, 8, 4),
         [(1, 8, 8, 4), 4],
         {"x": 3},
     ],
@@ -108,7 +110,9 @@ def test_a_source_that_is_none(source, sentence):
 def test_a_shape_that_is_none(module, shape):
     sentence = refused(module, STATE, shape)
     assert sentence.startswith("input_shape=")
-    assert "must be (N, H, W, C), integers of 1 or more, such as (1, 224, 224, 3)" in sentence
+    assert (
+        "must be (N, H, W, C), integers from 1 to 2**31 - 1, such as (1, 224, 224, 3)" in sentence
+    )
 
 
 @pytest.mark.parametrize(

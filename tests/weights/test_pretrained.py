@@ -341,6 +341,9 @@ def test_a_model_of_another_library_is_named_by_the_config(tmp_path, counted):
     with pytest.raises(InputError, match="look like the weights of vit_tiny:\n"):
         weights.load(tiny(), tmp_path / "x.npz", SHAPE)
     assert not counted
+    weights.write(tmp_path / "y.npz", {"x": np.ones(3)}, config={"architecture": "x" * 5000})
+    with pytest.raises(InputError, match=f"look like the weights of {'x' * 100}:\n"):
+        weights.load(tiny(), tmp_path / "y.npz", SHAPE)
 
 
 @pytest.mark.parametrize("config", [{}, {"architecture": "resnet50"}, {"architecture": ["x"]}])
