@@ -57,12 +57,12 @@ def _mapping(source: Any) -> dict[str, Any]:
         kind = type(source).__name__
         if callable(getattr(source, "state_dict", None)):
             raise InputError(
-                f"source is a {kind}, a torch module: pass "
+                f"source is a torch module, {kind}: pass "
                 f"{{k: v.numpy() for k, v in module.state_dict().items()}}."
             )
         raise InputError(
-            f"source is a {kind}: pass a path, the name of a repository, what fetch returns, or a "
-            f"mapping from torch's keys to arrays."
+            f"source is of type {kind}: pass a path, the name of a repository, what fetch returns, "
+            f"or a mapping from torch's keys to arrays."
         )
     for key in source:
         if not isinstance(key, str):
@@ -80,13 +80,13 @@ def _array(key: str, tensor: Any) -> np.ndarray:
     except Exception as error:  # torch has several, for other devices, gradients and bfloat16
         reason = textwrap.shorten(str(error), 150)
         raise InputError(
-            f"{key} is a {kind} that NumPy cannot take ({reason}): pass an array, of torch's "
-            f"tensors v.detach().cpu().numpy(), of its bfloat16 v.float() before."
+            f"{key} is of type {kind}, and NumPy cannot take it ({reason}): pass an array, for a "
+            f"torch tensor v.detach().cpu().numpy(), after v.float() if it is bfloat16."
         ) from error
     # JAX knows bfloat16 as a floating dtype.
     if not any(jnp.issubdtype(array.dtype, of) for of in (np.floating, np.integer, np.bool_)):
         raise InputError(
-            f"{key} is a {kind} of dtype {array.dtype}: pass an array of real numbers, and of a "
-            f"training checkpoint the state dict in it."
+            f"{key} is of type {kind} and dtype {array.dtype}: pass an array of real numbers, and "
+            f"of a training checkpoint the state dict in it."
         )
     return array

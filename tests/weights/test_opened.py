@@ -45,29 +45,37 @@ def test_what_numpy_takes_is_an_array(given):
 @pytest.mark.parametrize(
     ("tensor", "sentence"),
     [
-        (torch.nn.Parameter(torch.ones(2)), "Parameter that NumPy cannot take (Can't call numpy()"),
-        (torch.ones(2).bfloat16(), "Tensor that NumPy cannot take (Got unsupported ScalarType BF"),
-        (torch.ones(2, device="meta"), "Tensor that NumPy cannot take ("),
-        ([[1], [1, 2]], "list that NumPy cannot take ("),
-        (None, "NoneType of dtype object: pass an array of real numbers"),
+        (
+            torch.nn.Parameter(torch.ones(2)),
+            "Parameter, and NumPy cannot take it (Can't call num",
+        ),
+        (
+            torch.ones(2).bfloat16(),
+            "Tensor, and NumPy cannot take it (Got unsupported Sc",
+        ),
+        (torch.ones(2, device="meta"), "Tensor, and NumPy cannot take it ("),
+        ([[1], [1, 2]], "list, and NumPy cannot take it ("),
+        (None, "NoneType and dtype object: pass an array of real numbers"),
         (
             {"weight": np.ones(2)},
-            "dict of dtype object: pass an array of real numbers, and of",
+            "dict and dtype object: pass an array of real numbers, and of",
         ),
-        (np.asarray([object()]), "ndarray of dtype object"),
-        ("weights.pth", "str of dtype <U11"),
-        (np.ones(2, complex), "ndarray of dtype complex128"),
-        (np.zeros(2, [("x", "f4")]), "ndarray of dtype [('x', '<f4')]"),
+        (np.asarray([object()]), "ndarray and dtype object"),
+        ("weights.pth", "str and dtype <U11"),
+        (np.ones(2, complex), "ndarray and dtype complex128"),
+        (np.zeros(2, [("x", "f4")]), "ndarray and dtype [('x', '<f4')]"),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_a_tensor_that_is_none(tensor, sentence):
-    assert f"fc1.weight is a {sentence}" in refused(LAYER, STATE | {"fc1.weight": tensor}, SHAPE)
+    assert f"fc1.weight is of type {sentence}" in refused(
+        LAYER, STATE | {"fc1.weight": tensor}, SHAPE
+    )
 
 
 def test_a_file_of_texts(tmp_path):
     np.savez(tmp_path / "x.npz", **STATE, classes=np.asarray(["cat", "dog"]))
-    assert "classes is a ndarray of dtype <U3" in refused(LAYER, tmp_path / "x.npz", SHAPE)
+    assert "classes is of type ndarray and dtype <U3" in refused(LAYER, tmp_path / "x.npz", SHAPE)
 
 
 @pytest.mark.parametrize(
@@ -75,11 +83,11 @@ def test_a_file_of_texts(tmp_path):
     [
         (
             torch.nn.Linear(2, 2),
-            "source is a Linear, a torch module: pass {k: v.numpy() for k",
+            "source is a torch module, Linear: pass {k: v.numpy() for k",
         ),
-        (None, "source is a NoneType: pass a path"),
-        (7, "source is a int: pass a path"),
-        ([STATE], "source is a list: pass a path"),
+        (None, "source is of type NoneType: pass a path"),
+        (7, "source is of type int: pass a path"),
+        ([STATE], "source is of type list: pass a path"),
         ("", "source='' must be the path of a file"),
         ({0: np.ones(2)}, "source has the key 0: its keys must be strings"),
         ({("fc1", "kernel"): np.ones(2)}, "source has the key ('fc1', 'kernel'): its keys"),
