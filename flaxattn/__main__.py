@@ -26,6 +26,7 @@ from flaxattn.weights import (
     to_torch,
     write,
 )
+from flaxattn.weights.architecture import stated_model
 from flaxattn.weights.naming import FLAX, OWN, tables
 
 
@@ -92,7 +93,10 @@ def command_line() -> argparse.ArgumentParser:
 
 _SLOTS = ("attention", "conv", "context")
 
-_SOURCE = "a file, a directory, or a Hugging Face repository such as timm/resnet50.a1_in1k"
+_SOURCE = (
+    "a file, a directory (that of a run of train.py too), or a Hugging Face repository such as "
+    "timm/resnet50.a1_in1k"
+)
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
@@ -227,6 +231,7 @@ def _predict(given: argparse.Namespace) -> None:
         preprocessing=preprocessing,
         classes=classes,
         top=given.top,
+        several=checkpoint.config.get("task") == "multilabel",
     )
     for image, predictions in zip(given.images, found, strict=True):
         print(image)
@@ -237,11 +242,12 @@ def _predict(given: argparse.Namespace) -> None:
 def _model_of(given: argparse.Namespace, source: str) -> tuple[Checkpoint, nn.Module]:
     """The checkpoint, and the model that the command line or the checkpoint's config names."""
     checkpoint = fetch(source, revision=given.revision, offline=given.offline)
-    name = given.model or checkpoint.architecture
-    if name is None:
-        raise InputError(f"no config names the architecture of {source}: add --model NAME.")
     classes = checkpoint.num_classes if given.num_classes is None else given.num_classes
-    return checkpoint, create_model(name, num_classes=classes)
+    if given.model is not None:
+        return checkpoint, create_model(given.model, num_classes=classes)
+    if checkpoint.architecture is None:
+        raise InputError(f"no config names the architecture of {source}: add --model NAME.")
+    return checkpoint, stated_model(checkpoint, num_classes=classes)
 
 
 def _lines(path: Path) -> list[str]:

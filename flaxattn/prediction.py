@@ -18,7 +18,7 @@ _BATCH = 32
 
 
 class Prediction(NamedTuple):
-    """A class that an image may show: its label, its name, and its softmax probability."""
+    """A class that an image may show: its label, its name, and its probability."""
 
     label: int
     name: str
@@ -33,6 +33,7 @@ def predict(
     preprocessing: Preprocessing,
     classes: Sequence[str] | None = None,
     top: int = 5,
+    several: bool = False,
 ) -> list[list[Prediction]]:
     """The likeliest classes of each image file, the likeliest first.
 
@@ -43,6 +44,8 @@ def predict(
         preprocessing: the weights' own: `Preprocessing.of(checkpoint.config)`.
         classes: a name for each class; None to name them by their number.
         top: how many classes at most.
+        several: whether an image may show several classes, each with a probability of its own (a
+            sigmoid), instead of one (a softmax).
 
     Raises InputError with the path of a file that is not a complete image; for no images, a `top`
     below 1, and numbers of classes or channels that are not the model's.
@@ -55,7 +58,7 @@ def predict(
     @jax.jit
     def probabilities(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
         logits: Any = model.apply(variables, images)
-        return jax.nn.softmax(logits)
+        return jax.nn.sigmoid(logits) if several else jax.nn.softmax(logits)
 
     variables = jax.device_put(variables)
     batches = []

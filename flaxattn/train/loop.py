@@ -16,6 +16,7 @@ from flaxattn.train.checkpoint import Checkpoints
 from flaxattn.train.experiment import Experiment, make_experiment
 from flaxattn.train.phases import describe_trainable
 from flaxattn.train.profile import Profiler
+from flaxattn.train.published import publish
 from flaxattn.train.report import Report, log
 from flaxattn.train.sharding import describe_devices, replicated, to_devices
 from flaxattn.train.state import TrainState
@@ -135,7 +136,9 @@ def run(
                 )
         result = experiment.evaluate(state)
         report.evaluation(total_steps, result)
+        variables = jax.device_get(state.variables())
     if leader:
+        publish(workdir, config, variables, experiment.train_source.class_names)
         workdirs.write_json(result_path, result)
     return result
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from flaxattn.errors import InputError, unknown
 from flaxattn.layers.initialise import TreePath
-from flaxattn.models.roles import attention_of, called, head_of
+from flaxattn.models.overview import overview
 from flaxattn.train.optimizer import learning_rate, make_optimizer
 from flaxattn.train.state import TrainState, part
 
@@ -71,9 +71,9 @@ def make_phases(
             f"let the first start at 0, each later than the one before, and all before the end at "
             f"epochs={config.epochs}."
         )
-    params = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
-    roles = called(model, inputs) if config.phases else {}
-    groups = {ATTENTION: attention_of(roles), HEAD: [head_of(model)]}
+    found = overview(model, inputs)
+    params = flatten_dict(found.variables["params"])
+    groups = {ATTENTION: found.attention, HEAD: [found.head]}
     phases = []
     for phase, first, last in zip(described, starts, [*starts[1:], total_steps], strict=True):
         schedule = learning_rate(
@@ -86,7 +86,7 @@ def make_phases(
             Phase(
                 first,
                 last,
-                _trainable(phase["train"], flatten_dict(params), groups),
+                _trainable(phase["train"], params, groups),
                 schedule,
                 make_optimizer(config.optim, schedule),
             )

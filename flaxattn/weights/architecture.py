@@ -5,6 +5,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +19,16 @@ from flaxattn.weights.naming import tables
 from flaxattn.weights.sources import Checkpoint
 
 _LONGEST = 100  # characters of a name in a sentence
+
+
+def stated_model(checkpoint: Checkpoint, **fields: Any) -> nn.Module:
+    """The model that the checkpoint's config states, but for `fields`, which prevail.
+
+    Raises InputError for what `create_model` refuses.
+    """
+    name = checkpoint.architecture
+    assert name is not None, "the caller looks whether there is one"
+    return create_model(name, **{**checkpoint.model_fields, **fields})
 
 
 class _Absent(Exception):

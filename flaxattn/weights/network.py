@@ -8,9 +8,9 @@ from flax import linen as nn
 
 from flaxattn.errors import InputError
 from flaxattn.images.preprocessing import Preprocessing
-from flaxattn.models import create_model
 from flaxattn.models.graft import graft
 from flaxattn.models.placement import Slot
+from flaxattn.weights.architecture import stated_model
 from flaxattn.weights.pretrained import load_pretrained
 from flaxattn.weights.sources import fetch
 
@@ -46,6 +46,8 @@ def from_pretrained(
 
         from_pretrained("timm/resnet50.a1_in1k", num_classes=10, attention="se")
 
+    The work directory of a complete run of train.py is such a checkpoint too.
+
     Args:
         source: a Hugging Face repository, a directory or a file, as `weights.fetch` takes it.
         num_classes: width of the head; None for the checkpoint's. With another number it is new.
@@ -66,8 +68,8 @@ def from_pretrained(
     classes = checkpoint.num_classes
     preprocessing = Preprocessing.of(checkpoint.config)
     shape = (1, *preprocessing.input_size)
-    model = create_model(
-        checkpoint.architecture,
+    model = stated_model(
+        checkpoint,
         num_classes=classes if num_classes is None else num_classes,
         **fields,
     )

@@ -14,11 +14,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxattn.attention.mechanism import declared, required_fields
 from flaxattn.errors import InputError, unknown
-from flaxattn.layers.abstract_variables import Shape, abstract_variables
+from flaxattn.layers.abstract_variables import Shape, abstract_input, abstract_variables
 from flaxattn.layers.initialise import initialise
-from flaxattn.models import MODELS, create_model
+from flaxattn.models import MODELS
 from flaxattn.models.backbone import Backbone
-from flaxattn.weights.architecture import likeliest
+from flaxattn.models.overview import overview
+from flaxattn.weights.architecture import likeliest, stated_model
 from flaxattn.weights.convert import Fit, Targets, TreePath, Variables, fit, key_of
 from flaxattn.weights.naming import FLAX, Naming
 from flaxattn.weights.opened import Source, opened
@@ -26,7 +27,6 @@ from flaxattn.weights.sources import Checkpoint
 
 HEAD, ATTENTION = "head", "attention"
 _FEW = 4  # lines of each kind that an error shows
-_ADDED = ("recalibrate", "context")  # the roles of layers that can be put into a trained network
 
 
 class Pretrained(NamedTuple):
@@ -198,17 +198,9 @@ class _Layers(NamedTuple):
 
 
 def _layers(module: nn.Module, input_shape: Shape | Sequence[Shape]) -> _Layers:
-    """The module's layers, seen while it is evaluated."""
-    called: dict[TreePath, str | None] = {}
-
-    def note(method, args, kwargs, context):
-        if context.module.scope is not None:  # a check of its own fields runs before it has a place
-            called.setdefault(context.module.path, declared(context.module, "role"))
-        return method(*args, **kwargs)
-
+    """What of the module can be new. Raises InputError for a shape without the usual four axes."""
     try:
-        with nn.intercept_methods(note):
-            targets = flatten_dict(abstract_variables(module, input_shape))
+        found = overview(module, [abstract_input(module, input_shape)])
     except Exception as error:
         shape = _first_shape(input_shape)
         if len(shape) == 4:
@@ -216,14 +208,10 @@ def _layers(module: nn.Module, input_shape: Shape | Sequence[Shape]) -> _Layers:
         raise InputError(
             f"{type(module).__name__} cannot have {_axes(shape)} ({error})."
         ) from error
-    attention: list[TreePath] = []
-    for path in sorted(path for path, role in called.items() if path and role in _ADDED):
-        if not any(path[: len(outer)] == outer for outer in attention):
-            attention.append(path)
-    kernels = (("params", *path, "kernel") for path in called)
+    targets = flatten_dict(found.variables)
+    kernels = (("params", *path, "kernel") for path in found.roles)
     first = next((path for path in kernels if path in targets), ())
-    head = tuple(getattr(module, "head_name", "fc").split("/"))
-    return _Layers(targets, head, attention, first)
+    return _Layers(targets, found.head, found.attention, first)
 
 
 def _axes(shape: tuple[int, ...]) -> str:
@@ -309,7 +297,7 @@ def _require_stated(
         return
     stated = checkpoint.config.get("architecture")
     if isinstance(stated, str) and stated in MODELS:
-        wanted: Any = create_model(stated, num_classes=module.num_classes)
+        wanted: Any = stated_model(checkpoint, num_classes=module.num_classes)
         differs = module.differs_from(wanted)
         theirs = flatten_dict(abstract_variables(wanted, input_shape)) if differs else {}
         for path, leaf in theirs.items():

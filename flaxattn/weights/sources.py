@@ -65,12 +65,27 @@ class Checkpoint(NamedTuple):
             raise self._odd("num_classes", "an integer of 0 or more")
         return classes
 
+    @property
+    def model_fields(self) -> dict[str, Any]:
+        """What `create_model` needs beside the name, as a run of train.py writes it."""
+        fields = self.config.get("model_fields", {})
+        if not isinstance(fields, Mapping):
+            raise self._odd("model_fields", "a mapping")
+        return {name: _without_lists(value) for name, value in fields.items()}
+
     def _odd(self, field: str, wanted: str) -> InputError:
         value = reprlib.repr(self.config[field])
         return InputError(
             f"the config of {self.path} has {field}={value}, which must be {wanted}: repair it, or "
             f"name the model and its classes yourself."
         )
+
+
+def _without_lists(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    if isinstance(value, Mapping):
+        return {name: _without_lists(inner) for name, inner in value.items()}
+    return tuple(map(_without_lists, value)) if isinstance(value, list) else value
 
 
 def fetch(
