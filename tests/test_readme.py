@@ -14,13 +14,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from configs import digits
-from flaxattn import create_model, initialise
+from flaxattn import create_model, initialise, weights
 from flaxattn.__main__ import command_line
+from flaxattn.images.decoding import decode
 from flaxattn.inspect.catalogue import markdown
 from flaxattn.train.checkpoint import Checkpoints
 from flaxattn.train.state import TrainState
 from flaxattn.train.workdir import flat_fields
-from tests.torch_reference.torchvision_shim import timm
+from tests.torch_reference.torchvision_shim import timm, torchvision
 from tools.by_role import by_role
 
 ROOT = Path(__file__).parent.parent
@@ -149,6 +150,43 @@ def test_the_snippets_about_weights_run_in_their_order(repository, capsys):
     assert [found.label for found in names["predictions"]] == best.indices.tolist()
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [name for _, name in printed] == [str(i) for i in best.indices.tolist()]
+
+
+def test_the_snippets_about_segmentation_run_in_their_order(tmp_path, monkeypatch):
+    """On a smaller picture, and on a smaller ResNet with attention."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.arange(40 * 60 * 3, dtype=np.uint8).reshape(40, 60, 3)).save("cat.jpg")
+    torch.manual_seed(0)
+    known = torchvision.models
+    network = known.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None)
+    torch.save(network.state_dict(), "lraspp_mobilenet_v3_large-d234d4ea.pth")
+    classifier = known.mobilenet_v3_large().state_dict()
+    torch.save(classifier, "mobilenet_v3_large-5c1a4163.pth")
+    names = {}
+    drawing, attention, training, *others = blocks(ROOT / "docs" / "segmentation.md", "python")
+    attention = attention.replace("dict(att", "dict(stage_sizes=(1, 1, 1, 1), width=8, att")
+    for snippet in (drawing.replace("520", "33"), attention, training):
+        exec(compile(snippet, "segmentation.md", "exec"), names)
+    with torch.no_grad():
+        out = network.eval()(torch.tensor(names["x"].transpose(0, 3, 1, 2)))["out"]
+    assert np.mean(names["classes"] == out[0].argmax(0).numpy()) > 0.99
+    assert decode("classes.png", channels=3).shape == (33, 49, 3)
+    variables, images = names["variables"], np.zeros((2, 65, 65, 3), np.float32)
+    labels = np.zeros(images.shape[:-1], np.int32)
+    collections = variables["params"], variables["batch_stats"]
+    value, moved = names["loss"](*collections, images, labels, jax.random.key(0))
+    assert np.isfinite(value)
+    assert moved.keys() == {"batch_stats"}
+    assert {"neck", "aux_classifier"} <= variables["params"].keys()
+    assert "se" in variables["params"]["backbone"]["layer3_0"]
+
+    for snippet in others:
+        exec(compile(snippet, "segmentation.md", "exec"), names)
+    assert names["loaded"].fresh == ("classifier/low_classifier", "classifier/high_classifier")
+    back = weights.to_torch(names["variables"], "torchvision", module=names["model"])
+    for key, tensor in classifier.items():
+        if key.startswith("features.") and "num_batches" not in key:
+            np.testing.assert_array_equal(back[key.replace("features", "backbone")], tensor)
 
 
 def test_the_snippets_of_the_readme_run_in_their_order(files):

@@ -192,18 +192,26 @@ class ResidualBackbone(Backbone, kw_only=True):
             mode; from block to block it grows linearly from 0 (arXiv:1603.09382).
         context: layers after the add, named `context`, in any form that `place` takes.
         output_stride: 32, 16 or 8: from there on convolutions are dilated instead of strided, for
-            segmentation. The parameters stay the same. As in torchvision and timm, the first
-            dilated block of a stage has the dilation of the stage before.
+            segmentation. The parameters stay the same.
+        dilate_first: whether the first block of a dilated stage has the stage's own dilation, as in
+            semseg and in torchvision's MobileNetV3; without, it has that of the stage before, as in
+            torchvision's other networks and in timm's.
+        multi_grid: the last stage's dilations, block by block and over again, as multiples of its
+            own, such as (1, 2, 4) (DeepLabV3, arXiv:1706.05587); None for its own alone.
     """
 
     drop_path: float = 0.0
     context: Slot = None
     output_stride: int = 32
+    dilate_first: bool = False
+    multi_grid: tuple[int, ...] | None = None
 
     slots: ClassVar[tuple[str, ...]] = ("attention", "context")
     free_fields: ClassVar[frozenset[str]] = Backbone.free_fields | {
         "context",
+        "dilate_first",
         "drop_path",
+        "multi_grid",
         "output_stride",
     }
     # What a block's attention is called.
@@ -213,6 +221,10 @@ class ResidualBackbone(Backbone, kw_only=True):
         require_rate("drop_path", self.drop_path)
         if self.output_stride not in (8, 16, 32):
             raise InputError(f"output_stride={self.output_stride!r}: use 8, 16 or 32.")
+        if self.multi_grid is not None:
+            self.multi_grid = tuple(self.multi_grid)
+            for factor in self.multi_grid:
+                require_count("multi_grid", factor, 1)
         super().__post_init__()
 
     @property
@@ -322,7 +334,12 @@ class ResidualBackbone(Backbone, kw_only=True):
     def block_steps(self, stage: int, block: int) -> Steps:
         """A block's strides, the dilation of its middle convolution, and that of the stage."""
         strides, first_dilation, dilation = self.steps[stage]
-        return Steps(1, dilation, dilation) if block else Steps(strides, first_dilation, dilation)
+        if self.multi_grid and stage == len(self.sizes):
+            dilation *= self.multi_grid[block % len(self.multi_grid)]
+            first_dilation = dilation
+        elif block or self.dilate_first:
+            first_dilation = dilation
+        return Steps(1 if block else strides, first_dilation, dilation)
 
     def drop_rate(self, index: int) -> float:
         """How likely the residual branch of the network's block `index` is left out."""
@@ -337,16 +354,40 @@ class ResidualBackbone(Backbone, kw_only=True):
         return x
 
     def features(self, images: Array, train: bool = False) -> list[Array]:
+        return self.maps(images, [(level, -1) for level in self._ends], train)
+
+    def maps(
+        self, images: Array, after: Sequence[tuple[int, int]], train: bool = False
+    ) -> list[Array]:
+        """The maps after these blocks; what follows the last of them is not computed.
+
+        Args:
+            after: (stage, block) in the order of the network, stages from 1, blocks from 0, or from
+                -1 backwards; stage 0 is the stem.
+
+        Raises InputError for a block that the network does not have.
+        """
+        wanted = [self._position(stage, block) for stage, block in after]
         x = self.stem_layers(images, train)
-        maps = [x]
+        found = {(0, 0): x}
         x = self.pool_layers(x, train)
         attention = self.placement("attention")
-        for stage in range(1, len(self.sizes) + 1):
+        for stage in range(1, max(wanted)[0] + 1):
             carry = None
-            for block in getattr(self, self.stage_name(stage)):
+            for index, block in enumerate(getattr(self, self.stage_name(stage))):
                 if attention and attention.carries:
                     x, carry = block.step(x, carry, train)
                 else:
                     x = block(x, train)
-            maps.append(x)
-        return [maps[level] for level in self._ends]
+                found[stage, index] = x
+        return [found[position] for position in wanted]
+
+    def _position(self, stage: int, block: int) -> tuple[int, int]:
+        """The same block, counted from the front."""
+        sizes = [1, *self.sizes]
+        if stage not in range(len(sizes)) or block not in range(-sizes[stage], sizes[stage]):
+            raise InputError(
+                f"no block {block} in stage {stage}: this {type(self).__name__} has stages 1 to "
+                f"{len(self.sizes)} with {tuple(self.sizes)} blocks, and the stem, (0, 0)."
+            )
+        return stage, block % sizes[stage]

@@ -187,11 +187,10 @@ class InvertedResidualNet(ResidualBackbone):
             before = self._rows[index - 1].features if index else self.stem_features
             factory = self.gate(spec, spec.inner_features(before), activation)
             own = Placement(factory, position="mid")
-        strides, dilation, stage_dilation = self.block_steps(stage, block)
+        strides, dilation, _ = self.block_steps(stage, block)
         return InvertedResidualBlock(
             spec=spec._replace(strides=strides),
-            # torchvision dilates the first block of a stage as the others.
-            dilation=stage_dilation if self.torchvision == "mobilenet_v3" else dilation,
+            dilation=dilation,
             activation=activation,
             norm=self.make_norm,
             padding=self.padding,

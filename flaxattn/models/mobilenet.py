@@ -407,6 +407,7 @@ def _edgetpu_v2(features: tuple[int, ...], *, group_size: int = 64, **fields: An
 _TORCHVISION_V3: dict[str, Any] = {
     "norm": TORCHVISION_TF_NORM,
     "dropout": 0.2,
+    "dilate_first": True,
     "torchvision": "mobilenet_v3",
 }
 

@@ -19,12 +19,13 @@ class Overview(NamedTuple):
     Fields:
         variables: abstract ones, nested, its collections first.
         roles: what each layer that is called declares as its role, by its path, in their order.
-        head: the path of the last layer, "fc" if the network does not say; it need not be there.
+        heads: the paths of the last layers, as `head_name` has them: one name or several, "fc" if
+            the network does not say. They need not be there.
     """
 
     variables: dict[str, Any]
     roles: dict[TreePath, str | None]
-    head: TreePath
+    heads: list[TreePath]
 
     @property
     def attention(self) -> list[TreePath]:
@@ -48,4 +49,6 @@ def overview(module: nn.Module, inputs: Sequence[Any]) -> Overview:
     with nn.intercept_methods(note):
         key = jax.eval_shape(lambda: jax.random.key(0))
         variables = jax.eval_shape(module.init, key, *inputs)
-    return Overview(variables, roles, tuple(getattr(module, "head_name", "fc").split("/")))
+    names = getattr(module, "head_name", "fc")
+    heads = [tuple(name.split("/")) for name in ((names,) if isinstance(names, str) else names)]
+    return Overview(variables, roles, heads)

@@ -143,7 +143,7 @@ def renames_below(name: str, renames: Renames, foreign_name: str | None = None) 
     """`renames` of a submodule `name`, which the source calls `foreign_name` if it is given."""
     theirs = name if foreign_name is None else foreign_name
     return tuple(
-        (f"{theirs}.{foreign}".rstrip("."), f"{name}.{ours}", *layout)
+        (f"{theirs}.{foreign}".strip("."), f"{name}.{ours}", *layout)
         for foreign, ours, *layout in renames
     )
 

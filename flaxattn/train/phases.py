@@ -57,7 +57,7 @@ def make_phases(
 
     Each is a mapping with `start`, the epochs before it, `train` and perhaps `learning_rate`, else
     `config.optim`'s. `train` lists what learns: "all"; "attention", the layers of such a role;
-    "head", the last layer; or patterns of parameters' names and of their modules', such as
+    "head", the last layers; or patterns of parameters' names and of their modules', such as
     "layer4_*" or "layer4_0/bn2/scale".
 
     Raises InputError for phases that do not follow each other within the run's epochs, for other
@@ -73,7 +73,7 @@ def make_phases(
         )
     found = overview(model, inputs)
     params = flatten_dict(found.variables["params"])
-    groups = {ATTENTION: found.attention, HEAD: [found.head]}
+    groups = {ATTENTION: found.attention, HEAD: found.heads}
     phases = []
     for phase, first, last in zip(described, starts, [*starts[1:], total_steps], strict=True):
         schedule = learning_rate(

@@ -102,9 +102,9 @@ def load_pretrained(
 
     Args:
         module, source, input_shape, naming, prefix: see `load`.
-        allow_new: what may be newly initialised, one name or several. "head": the last layer,
-            `module.head_name` ("fc" if it does not say), where the checkpoint's has another shape;
-            that one is left out, even if the module has no head. "attention": layers that
+        allow_new: what may be newly initialised, one name or several. "head": the last layer or
+            layers, `module.head_name` ("fc" if it does not say), where the checkpoint's has another
+            shape; that one is left out, even if the module has no head. "attention": layers that
             recalibrate or bring in context, where the checkpoint has nothing of them.
         grey: whether to sum the first kernel over its input channels, for images with one, as timm
             does for in_chans=1: a grey image gives what it gave as three equal channels.
@@ -140,11 +140,11 @@ def load_pretrained(
         found = fit(module, layers.targets, tensors, naming)
 
     fresh = []
-    if HEAD in allowed and any(_within(path, layers.head) for path in found.wrong):
-        fresh.append(layers.head)
+    if HEAD in allowed:
+        fresh += [h for h in layers.heads if any(_within(path, h) for path in found.wrong)]
     if ATTENTION in allowed:
         fresh += _absent(found, layers)
-    new = [path for path in found.keys if any(_within(path, layer) for layer in fresh)]
+    new = [path for path in found.keys if _of_one(path, fresh)]
     arrays = {path: array for path, array in found.filled.items() if path not in new}
     left_out: set[str] = set()
     if HEAD in allowed:
@@ -186,13 +186,13 @@ class _Layers(NamedTuple):
 
     Fields:
         targets: its flat abstract variables.
-        head: the path of its last layer.
+        heads: the paths of its last layers, as a rule of one.
         attention: the paths of its attention layers.
         first_kernel: which target is the kernel of the layer called first; () if none is.
     """
 
     targets: Targets
-    head: TreePath
+    heads: list[TreePath]
     attention: list[TreePath]
     first_kernel: TreePath
 
@@ -211,7 +211,7 @@ def _layers(module: nn.Module, input_shape: Shape | Sequence[Shape]) -> _Layers:
     targets = flatten_dict(found.variables)
     kernels = (("params", *path, "kernel") for path in found.roles)
     first = next((path for path in kernels if path in targets), ())
-    return _Layers(targets, found.head, found.attention, first)
+    return _Layers(targets, found.heads, found.attention, first)
 
 
 def _axes(shape: tuple[int, ...]) -> str:
@@ -224,6 +224,11 @@ def _within(path: TreePath, layer: TreePath) -> bool:
     return path[1 : 1 + len(layer)] == layer
 
 
+def _of_one(path: TreePath, layers: Sequence[TreePath]) -> bool:
+    """Whether the array at `path` belongs to one of the submodules `layers`."""
+    return any(_within(path, layer) for layer in layers)
+
+
 def _absent(found: Fit, layers: _Layers) -> list[TreePath]:
     """The attention layers of which the checkpoint has nothing."""
     own = {layer: {p for p in found.keys if _within(p, layer)} for layer in layers.attention}
@@ -231,10 +236,10 @@ def _absent(found: Fit, layers: _Layers) -> list[TreePath]:
 
 
 def _of_head(tensors: Iterable[str], found: Fit, layers: _Layers) -> set[str]:
-    """The keys of the checkpoint's head."""
-    kernel = key_of(("params", *layers.head, "kernel"), found.renames).key
-    prefix = kernel.removesuffix("kernel").removesuffix("weight")
-    return {key for key in tensors if key.startswith(prefix)}
+    """The keys of the checkpoint's heads."""
+    kernels = (key_of(("params", *head, "kernel"), found.renames).key for head in layers.heads)
+    prefixes = tuple(k.removesuffix("kernel").removesuffix("weight") for k in kernels)
+    return {key for key in tensors if key.startswith(prefixes)}
 
 
 def _is_rgb(found: Fit, layers: _Layers, tensors: Mapping[str, np.ndarray]) -> bool:
@@ -302,7 +307,7 @@ def _require_stated(
         theirs = flatten_dict(abstract_variables(wanted, input_shape)) if differs else {}
         for path, leaf in theirs.items():
             own = layers.targets.get(path)
-            if not _within(path, layers.head) and (own is None or own.shape != leaf.shape):
+            if not _of_one(path, layers.heads) and (own is None or own.shape != leaf.shape):
                 return  # the tensors are not those of what the config states
         why = f"the checkpoint's config says {stated}, which differs in {', '.join(differs)}"
     else:
@@ -348,7 +353,7 @@ def _advice(
     if prefix := _prefix_that_fits(found, tensors):
         return f"; all of its tensors are there below {prefix!r}: pass prefix={prefix!r}"
     head = _of_head(tensors, found, layers)
-    others = [path for path in found.wrong if not _within(path, layers.head)]
+    others = [path for path in found.wrong if not _of_one(path, layers.heads)]
     if found.unexpected.keys() <= head:
         absent = _absent(found, layers)
         if not others:
@@ -363,7 +368,7 @@ def _advice(
                 "; only its first kernel does not, which load_pretrained(..., grey=True) sums over "
                 "the input channels for images with one"
             )
-        if all(any(_within(path, layer) for layer in absent) for path in others):
+        if all(_of_one(path, absent) for path in others):
             return (
                 "; only attention layers are missing, which are newly initialised by "
                 "load_pretrained(..., allow_new=('attention',))"

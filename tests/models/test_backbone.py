@@ -109,6 +109,7 @@ def test_what_replaces_a_convolution_is_dilated_too():
     [
         ("resnet18", {"output_stride": 4}, "output_stride=4: use 8, 16 or 32"),
         ("efficientnet_b0", {"output_stride": "8"}, "output_stride='8': use 8, 16 or 32"),
+        ("resnet18", {"multi_grid": (1, 0)}, "multi_grid=0 is below 1"),
         (
             "legacy_seresnet18",
             {"output_stride": 8},
