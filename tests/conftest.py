@@ -67,6 +67,16 @@ def data_dir(tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def scenes_root(tmp_path_factory):
+    """A VOC folder of a few digit scenes, to be read and not to be changed."""
+    from flaxattn.data import scenes
+
+    root = tmp_path_factory.mktemp("scenes") / "VOC2012"
+    scenes.write(root, {"train": 12, "val": 6})
+    return root
+
+
 def pytest_collection_modifyitems(items):
     """Runs of whole processes first: they take longest, and must not be one worker's last."""
     items.sort(key=lambda item: item.path.name != "test_processes.py")

@@ -9,7 +9,7 @@ Every function here that takes a `config` takes the experiment's `config.data`.
 from flaxattn.data.pipeline import Batch as Batch
 from flaxattn.data.pipeline import eval_batches as eval_batches
 from flaxattn.data.pipeline import train_batches as train_batches
-from flaxattn.data.sources import Source as Source
+from flaxattn.data.records import Source as Source
 from flaxattn.data.sources import open_source as open_source
 from flaxattn.data.sources import require_same_classes as require_same_classes
 from flaxattn.data.transforms import eval_transform as eval_transform

@@ -10,8 +10,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from flaxattn.data.sources import Source
-from flaxattn.data.transforms import RandomTransform, Transform
+from flaxattn.data.records import RandomTransform, Source, Transform
 from flaxattn.errors import InputError
 
 Batch = dict[str, np.ndarray]
@@ -32,7 +31,7 @@ def train_batches(
     process_count: int = 1,
     workers: int = 0,
 ) -> Generator[Batch, None, None]:
-    """Training batches without end: b of the transform's examples, {"image": ..., "label": ...}.
+    """Training batches without end: b of the transform's examples, each array one axis more.
 
     Every epoch is shuffled anew and has each record once; batches run across the ends of epochs.
     The n-th example is a function of (seed, n) alone, augmentation included. So a run continues

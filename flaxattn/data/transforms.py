@@ -1,111 +1,29 @@
 """From a record to an example, as a config asks for: what `flaxattn.images` has, composed."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, TypedDict
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
+from flaxattn.data import detection_transforms, label_transforms, segmentation_transforms
+from flaxattn.data.records import RandomTransform, Transform
 
-from flaxattn.data.sources import Record
-from flaxattn.errors import InputError, unknown
-from flaxattn.images.augmentation import rand_augment, random_erasing
-from flaxattn.images.decoding import decode
-from flaxattn.images.geometry import (
-    horizontal_flip,
-    padded_crop,
-    random_resized_crop,
-    resize_center_crop,
-    resize_shorter_side,
-)
-from flaxattn.images.preprocessing import normalise, require_normalisation
-
-Transform = Callable[[Record], "Example"]
-RandomTransform = Callable[[Record, np.random.Generator], "Example"]
+_OF_ANNOTATION = {
+    "class": label_transforms,
+    "classes": label_transforms,
+    "objects": detection_transforms,
+    "masks": segmentation_transforms,
+}
 
 
-class Example(TypedDict):
-    """What a network is trained on: image float32 (size, size, C), label int32 () or (K,)."""
-
-    image: np.ndarray
-    label: np.ndarray
-
-
-def train_transform(config: Mapping[str, Any]) -> RandomTransform:
+def train_transform(config: Mapping[str, Any], *, annotation: str = "class") -> RandomTransform:
     """The augmentation that a config asks for, from a record and a generator to an example.
 
-    Args:
-        config: `image_size`, `channels`, `mean`, `std`, `eval_resize`, and under `augment`: `crop`
-            ("resized": `random_resized_crop` with `scale` and `ratio`; "padded": the shorter side
-            resized to image_size, then `padded_crop` with `padding`; "center": as in evaluation),
-            `flip`, `randaugment_ops` (0: none) and `randaugment_magnitude`, and `erasing`, the
-            probability of `random_erasing` with the mean colour. Applied in this order.
-
-    Raises InputError for an unknown crop and for what `eval_transform` refuses.
+    `annotation` is the one that the source is opened for. What of the config is read, what an
+    example holds and what is refused say `label_transforms`, `detection_transforms` and
+    `segmentation_transforms`.
     """
-    channels, size, mean, std, resize = _checked(config)
-    augment = config["augment"]
-    scale, ratio, padding = tuple(augment["scale"]), tuple(augment["ratio"]), augment["padding"]
-    flip, erasing = augment["flip"], augment["erasing"]
-    num_ops, magnitude = augment["randaugment_ops"], augment["randaugment_magnitude"]
-
-    crops: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
-        "resized": partial(random_resized_crop, size=size, scale=scale, ratio=ratio),
-        "padded": lambda image, rng: padded_crop(
-            resize_shorter_side(image, size=size), rng, size=size, padding=padding
-        ),
-        "center": lambda image, _: resize_center_crop(image, resize=resize, size=size),
-    }
-    if augment["crop"] not in crops:
-        raise unknown("crop", augment["crop"], crops)
-    crop = crops[augment["crop"]]
-
-    def transform(record: Record, rng: np.random.Generator) -> Example:
-        image = crop(decode(record["image"], channels=channels, name=record["name"]), rng)
-        if flip:
-            image = horizontal_flip(image, rng)
-        if num_ops:
-            image = rand_augment(image, rng, num_ops=num_ops, magnitude=magnitude)
-        image = normalise(image, mean=mean, std=std)
-        if erasing:
-            image = random_erasing(image, rng, probability=erasing)
-        return {"image": image, "label": np.asarray(record["label"], np.int32)}
-
-    return transform
+    return _OF_ANNOTATION[annotation].train_transform(config)
 
 
-def eval_transform(config: Mapping[str, Any]) -> Transform:
-    """Shorter side to `eval_resize`, central `image_size`, normalised: a record to an example.
-
-    Args:
-        config: `image_size`, `channels` (1 or 3), `mean` and `std` (one number per channel, in
-            units of 0 to 1), `eval_resize` (at least image_size; equal means no margin).
-
-    Raises InputError for values that do not go together.
-    """
-    channels, size, mean, std, resize = _checked(config)
-
-    def transform(record: Record) -> Example:
-        image = decode(record["image"], channels=channels, name=record["name"])
-        image = resize_center_crop(image, resize=resize, size=size)
-        return {
-            "image": normalise(image, mean=mean, std=std),
-            "label": np.asarray(record["label"], np.int32),
-        }
-
-    return transform
-
-
-def _checked(
-    config: Mapping[str, Any],
-) -> tuple[int, int, tuple[float, ...], tuple[float, ...], int]:
-    channels, size, resize = config["channels"], config["image_size"], config["eval_resize"]
-    mean, std = tuple(config["mean"]), tuple(config["std"])
-    if channels not in (1, 3):
-        raise InputError(f"channels={channels} must be 1 (grey) or 3 (RGB).")
-    require_normalisation(channels, mean, std)
-    if not 0 < size <= resize:
-        raise InputError(
-            f"image_size={size} cannot be cut out of a shorter side of eval_resize={resize}: use "
-            f"an eval_resize of at least image_size, and both above 0."
-        )
-    return channels, size, mean, std, resize
+def eval_transform(config: Mapping[str, Any], *, annotation: str = "class") -> Transform:
+    """As `train_transform`, without anything random: from a record to an example."""
+    return _OF_ANNOTATION[annotation].eval_transform(config)

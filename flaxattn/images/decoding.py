@@ -1,6 +1,8 @@
 """From files, bytes and Pillow images to arrays, and back to Pillow."""
 
+import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
@@ -35,20 +37,38 @@ def decode(image: Encoded, *, channels: int, name: str | None = None) -> np.ndar
 
     Raises InputError with the name (by default the path) if there is no complete image.
     """
-    pil = pillow()
-    try:
-        if isinstance(image, pil.Image):
-            return _pixels(image, channels)
-        with pil.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            return _pixels(opened, channels)
-    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:
-        what = name or (image if isinstance(image, str | Path) else "the image")
-        reason = getattr(error, "strerror", None) or error
-        if isinstance(error, pil.UnidentifiedImageError):
-            reason = "Pillow does not know its format"
+    with _opened(image, name) as opened:
+        return _pixels(opened, channels)
+
+
+def decode_mask(mask: Encoded, *, num_classes: int, name: str | None = None) -> np.ndarray:
+    """The class of each pixel, uint8 (H, W), from a palette or grey image; 255 is no class.
+
+    A palette's colours are not looked at: the pixels' numbers are the classes.
+
+    Raises InputError as `decode`, for an image in colours, and for a number that is no class.
+    """
+    with _opened(mask, name) as opened:
+        mode, classes = opened.mode, np.array(opened)
+    what = name or (mask if isinstance(mask, str | Path) else "the mask")
+    if mode not in ("P", "L"):
         raise InputError(
-            f"{what} cannot be read as an image ({reason}): put a complete image in its place."
-        ) from error
+            f"{what} is an image of mode {mode}: use a palette or grey image, whose pixels are the "
+            f"classes' numbers."
+        )
+    largest = int(classes[classes < 255].max(initial=0))
+    if largest >= num_classes:
+        raise InputError(
+            f"{what} has pixels of class {largest}: the classes are 0 to {num_classes - 1}, and "
+            f"255 where there is none."
+        )
+    return classes
+
+
+def image_size(image: Encoded, *, name: str | None = None) -> tuple[int, int]:
+    """Height and width as the file's head says, without decoding. Raises InputError as `decode`."""
+    with _opened(image, name) as opened:
+        return opened.height, opened.width
 
 
 def to_pillow(image: np.ndarray) -> "Image.Image":
@@ -63,3 +83,22 @@ def _pixels(image: "Image.Image", channels: int) -> np.ndarray:
         image = pillow().fromarray((np.asarray(image) >> 8).astype(np.uint8))
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+@contextlib.contextmanager
+def _opened(image: Encoded, name: str | None) -> Iterator["Image.Image"]:
+    pil = pillow()
+    try:
+        if isinstance(image, pil.Image):
+            yield image
+        else:
+            with pil.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+                yield opened
+    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:
+        what = name or (image if isinstance(image, str | Path) else "the image")
+        reason = getattr(error, "strerror", None) or error
+        if isinstance(error, pil.UnidentifiedImageError):
+            reason = "Pillow does not know its format"
+        raise InputError(
+            f"{what} cannot be read as an image ({reason}): put a complete image in its place."
+        ) from error

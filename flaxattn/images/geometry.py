@@ -20,6 +20,27 @@ def resize(
     return np.asarray(resized).reshape(height, width, image.shape[-1])
 
 
+def interpolate(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A float image (H, W, C) as (height, width, C), bilinear and without antialiasing.
+
+    The function is torch's `interpolate(mode="bilinear", align_corners=False)`, for what must be as
+    torchvision's detectors have it.
+    """
+    rows = _interpolate_rows(image, height)
+    return _interpolate_rows(rows.swapaxes(0, 1), width).swapaxes(0, 1)
+
+
+def _interpolate_rows(image: np.ndarray, count: int) -> np.ndarray:
+    at = np.maximum((np.arange(count) + 0.5) * (len(image) / count) - 0.5, 0)
+    before = at.astype(np.intp)
+    after = np.minimum(before + 1, len(image) - 1)
+    first, rows = image.take(before, axis=0), image.take(after, axis=0)
+    rows -= first
+    rows *= (at - before)[:, None, None].astype(image.dtype)
+    rows += first
+    return rows
+
+
 def with_shorter_side(height: int, width: int, size: int) -> tuple[int, int]:
     """Height and width, proportions kept, of which the shorter is `size`.
 

@@ -27,7 +27,9 @@ def normalise(image: np.ndarray, *, mean: Sequence[float], std: Sequence[float])
 
 
 def require_normalisation(channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
-    """InputError unless mean and std have a number for each channel, those of std above 0."""
+    """InputError unless channels are 1 or 3, with a mean and a std above 0 for each."""
+    if channels not in (1, 3):
+        raise InputError(f"channels={channels} must be 1 (grey) or 3 (RGB).")
     numbers = all(map(math.isfinite, (*mean, *std)))
     if len(mean) != channels or len(std) != channels or min(std) <= 0 or not numbers:
         raise InputError(

@@ -33,7 +33,7 @@ def base_config() -> ConfigDict:
     config.epochs = 90.0
 
     config.data = ConfigDict()
-    config.data.source = "tfds"  # or "folder": data_dir/split/class/image.jpg
+    config.data.source = "tfds"  # or "folder": data_dir/split/class/image.jpg; "voc", "coco"
     config.data.name = "imagenet2012"
     config.data.data_dir = ""  # "" is TFDS's own
     config.data.train_split = "train"

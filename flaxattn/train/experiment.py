@@ -156,7 +156,7 @@ def make_experiment(
         train_batches=functools.partial(
             train_batches,
             train_source,
-            train_transform(config.data),
+            train_transform(config.data, annotation=make_task.annotation),
             batch_size=config.batch_size,
             seed=config.seed,
             **share,
@@ -164,7 +164,7 @@ def make_experiment(
         eval_batches=functools.partial(
             eval_batches,
             eval_source,
-            eval_transform(config.data),
+            eval_transform(config.data, annotation=make_task.annotation),
             batch_size=config.eval_batch_size,
             **share,
         ),

@@ -73,7 +73,7 @@ def test_slices_and_sums_of_splits(data_dir):
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_a_tfds_source_survives_pickling(data_dir, monkeypatch, in_memory):
     if not in_memory:
-        monkeypatch.setattr("flaxattn.data.sources.HELD_IN_MEMORY", 0)
+        monkeypatch.setattr("flaxattn.data.tfds_source.HELD_IN_MEMORY", 0)
     source = open_source(tfds_config("digits", data_dir), "train[:20]")
     pickled = pickle.dumps(source)
     assert len(pickled) < 1000, "records or TFDS objects travel along"
@@ -87,7 +87,7 @@ class Rooms(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [  # noqa: RUF012
         tfds.core.BuilderConfig(name=name)
-        for name in ("plain", "named", "stereo", "nested", "several")
+        for name in ("plain", "named", "stereo", "nested", "several", "furnished")
     ]
     code_path = None
 
@@ -100,11 +100,20 @@ class Rooms(tfds.core.GeneratorBasedBuilder):
             "stereo": {"left": image, "right": image, "kind": label},
             "nested": {"photo": image, "objects": {"kind": label}},
             "several": {"photo": image, "kinds": tfds.features.Sequence(label)},
+            "furnished": {
+                "photo": image,
+                "kind": label,
+                "furniture": tfds.features.Sequence(
+                    {"bbox": tfds.features.BBoxFeature(), "label": label, "is_crowd": np.bool_}
+                ),
+            },
         }
         return tfds.core.DatasetInfo(
             builder=self,
             features=tfds.features.FeaturesDict(keys[self.builder_config.name]),
-            supervised_keys=("photo", "kind") if self.builder_config.name == "named" else None,
+            supervised_keys=("photo", "kind")
+            if self.builder_config.name in ("named", "furnished")
+            else None,
         )
 
     def _split_generators(self, dl_manager):
@@ -119,6 +128,11 @@ class Rooms(tfds.core.GeneratorBasedBuilder):
                     example[name] = io.BytesIO(encoded(values[name]))
             example |= {"kind": label, "note": "x", "objects": {"kind": label}}
             example["kinds"] = [label] * key
+            box = tfds.features.BBox(ymin=0.2, xmin=1 / 3, ymax=1.0, xmax=0.5)
+            flat = tfds.features.BBox(ymin=0.2, xmin=0.5, ymax=0.2, xmax=0.5)
+            example["furniture"] = [
+                {"bbox": box, "label": label, "is_crowd": True} for box in [flat, *[box] * key]
+            ]
             yield key, {name: example[name] for name in self.info.features}
 
 
@@ -166,6 +180,28 @@ def test_an_image_may_have_several_classes_or_none(rooms):
     assert {label.dtype for label in labels} == {np.dtype(np.uint8)}
     assert pickle.loads(pickle.dumps(source))[1]["label"].tolist() == labels[1].tolist()
     unlabelled = open_source(config, "test", annotation="classes")
+    with pytest.raises(InputError, match="has no label"):
+        [unlabelled[index] for index in range(3)]
+
+
+def test_boxes_are_relative_and_crowds_are_difficult(rooms):
+    """Only sets that have difficult objects, as VOC has, count pixels from 1."""
+    config = tfds_config("rooms/furnished", rooms)
+    source = open_source(config, "train", annotation="objects")
+    assert source.class_names == ("hall", "attic")
+    records = [source[index]["objects"] for index in range(3)]
+    assert [objects["image_id"] for objects in records] == [0, 1, 2]
+    assert sorted(len(objects["boxes"]) for objects in records) == [0, 1, 2]
+    for objects in records:
+        count = len(objects["boxes"])
+        assert objects["boxes"].tolist() == [[2, 1, 3, 5]] * count
+        assert objects["labels"].tolist() == [1] * count
+        assert objects["difficult"].tolist() == [True] * count
+        assert [objects[key].dtype for key in ("boxes", "labels", "difficult")] == [
+            np.dtype(kind) for kind in (np.float32, np.int32, bool)
+        ]
+    assert open_source(config, "train")[0]["label"] == 1
+    unlabelled = open_source(config, "test", annotation="objects")
     with pytest.raises(InputError, match="has no label"):
         [unlabelled[index] for index in range(3)]
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flaxattn.errors import InputError
-from flaxattn.images.decoding import decode, to_pillow
+from flaxattn.images.decoding import decode, decode_mask, image_size, to_pillow
 from tests.images.pictures import encoded, noise
 
 
@@ -102,3 +102,31 @@ def test_damaged_bytes_are_an_image_or_a_named_error(form, data):
     else:
         assert pixels.dtype == np.uint8
         assert pixels.shape[2] == 3
+
+
+def test_a_mask_is_its_numbers_whatever_the_palette():
+    mask = np.array([[0, 3], [255, 2]], np.uint8)
+    grey = Image.fromarray(mask)
+    coloured = grey.copy()
+    coloured.putpalette([9, 9, 9] * 256)
+    for image in (grey, coloured, encoded(mask)):
+        found = decode_mask(image, num_classes=4)
+        np.testing.assert_array_equal(found, mask)
+        assert found.dtype == np.uint8
+
+
+def test_a_wrong_mask_is_named():
+    with pytest.raises(InputError, match=r"m\.png has pixels of class 3: the classes are 0 to 2"):
+        decode_mask(encoded(np.full((2, 2), 3, np.uint8)), num_classes=3, name="m.png")
+    with pytest.raises(InputError, match="the mask is an image of mode RGB: use a palette or grey"):
+        decode_mask(encoded(noise(2, 2, 3)), num_classes=3)
+    with pytest.raises(InputError, match=r"m\.png cannot be read as an image"):
+        decode_mask(b"", num_classes=3, name="m.png")
+
+
+def test_the_size_is_read_from_the_head_alone():
+    content = encoded(noise(64, 32, 3), "JPEG")
+    assert image_size(content) == (64, 32)
+    assert image_size(content[: len(content) // 2]) == (64, 32)
+    with pytest.raises(InputError, match="x cannot be read as an image"):
+        image_size(b"?", name="x")

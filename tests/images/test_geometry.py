@@ -11,6 +11,7 @@ from flaxattn.errors import InputError
 from flaxattn.images.geometry import (
     center_crop,
     horizontal_flip,
+    interpolate,
     padded_crop,
     random_resized_crop,
     resize,
@@ -143,3 +144,28 @@ def test_the_centre_of_a_small_image_is_filled_up():
     crop = center_crop(image, 5, 3, fill=(1, 2, 3))
     np.testing.assert_array_equal(crop[1:3], image[:, 2:5])
     np.testing.assert_array_equal(crop[[0, 3, 4]], np.broadcast_to([1, 2, 3], (3, 3, 3)))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [((37, 50), (80, 101)), ((50, 37), (20, 15)), ((1, 5), (3, 9)), ((7, 7), (7, 3))],
+)
+def test_interpolation_is_torchs(old, new):
+    """Without antialiasing, where it enlarges and where it does not."""
+    import torch
+
+    image = np.random.default_rng(0).standard_normal((*old, 3), np.float32)
+    before = image.copy()
+    ours = interpolate(image, *new)
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None].double()
+    expected = torch.nn.functional.interpolate(planes, size=new, mode="bilinear")[0]
+    assert (ours.shape, ours.dtype) == ((*new, 3), np.float32)
+    np.testing.assert_allclose(ours, expected.permute(1, 2, 0).numpy(), atol=2e-6)
+    np.testing.assert_array_equal(image, before)
+
+
+@quick
+@given(image=images())
+def test_interpolation_to_its_own_size_changes_nothing(image):
+    image = image.astype(np.float32)
+    np.testing.assert_array_equal(interpolate(image, *image.shape[:2]), image)
