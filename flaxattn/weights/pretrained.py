@@ -26,7 +26,8 @@ from flaxattn.weights.opened import Source, opened
 from flaxattn.weights.sources import Checkpoint
 
 HEAD, ATTENTION = "head", "attention"
-_FEW = 4  # lines of each kind that an error shows
+_FEW = 4  # lines of each kind that an error shows, at most
+_LINE, _LONGEST = 200, 600  # characters of such a line, and of the whole
 
 
 class Pretrained(NamedTuple):
@@ -155,7 +156,8 @@ def load_pretrained(
         _require_stated(module, input_shape, checkpoint, found, layers)
     if problems:
         advice = _advice(module, input_shape, found, layers, tensors, checkpoint)
-        raise InputError(f"the weights do not fit {type(module).__name__}{advice}:{_few(problems)}")
+        words = f"the weights do not fit {type(module).__name__}{advice}:"
+        raise InputError(words + _few(problems, _LONGEST - len(words)))
     arrays |= _initialised(module, input_shape, new, seed)
     return Pretrained(
         unflatten_dict({path: arrays[path] for path in found.keys}),
@@ -277,17 +279,20 @@ def _prefix_that_fits(found: Fit, tensors: Iterable[str]) -> str:
     return fitting[0] if len(fitting) == 1 else ""
 
 
-def _few(problems: Sequence[str]) -> str:
-    """The first lines of each kind, below each other, and how many more there are of it."""
+def _few(problems: Sequence[str], room: int) -> str:
+    """As many lines of each kind as there is room for, below each other, and how many are left."""
     kinds: defaultdict[str, list[str]] = defaultdict(list)
     for line in sorted(problems):
         kinds[line.partition(":")[0]].append(line)
-    lines = []
-    for kind, found in kinds.items():
-        lines += found if len(found) <= _FEW + 1 else found[:_FEW]
-        if len(found) > _FEW + 1:
-            lines.append(f"{kind}: {len(found) - _FEW} more")
-    return "".join(f"\n  {line}" for line in lines)
+    for count in range(_FEW, -1, -1):
+        lines = []
+        for kind, found in kinds.items():
+            lines += [line[:_LINE] for line in found[:count]]
+            if len(found) > count:
+                lines.append(f"{kind}: {len(found) - count}{' more' if count else ''}")
+        if len(text := "".join(f"\n  {line}" for line in lines)) <= room:
+            break
+    return text
 
 
 def _require_stated(
