@@ -169,6 +169,36 @@ class BatchNorm(nn.Module):
         return self.momentum * running + (1 - self.momentum) * batch
 
 
+class FrozenBatchNorm(nn.Module):
+    """Batch normalisation whose statistics and affine stay as they were loaded, for detectors.
+
+    y = x * (scale / sqrt(var + epsilon)) + (bias - mean * scale / sqrt(var + epsilon))
+
+    (N, ..., C) -> the same shape, in `dtype` or x's own; computed in float32 or wider. As
+    torchvision's FrozenBatchNorm2d. It can replace a `BatchNorm`: `train` changes nothing.
+
+    Variables, all in batch_stats, which no optimiser sees: scale, bias, mean, var (C,).
+    """
+
+    epsilon: float = 1e-5
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        wide = at_least_float32(x.dtype)
+        starts = {"scale": jnp.ones, "bias": jnp.zeros, "mean": jnp.zeros, "var": jnp.ones}
+        scale, bias, mean, var = (
+            self.variable("batch_stats", name, start, x.shape[-1:], self.param_dtype).value
+            for name, start in starts.items()
+        )
+        scale, bias, mean, var = (vector.astype(wide) for vector in (scale, bias, mean, var))
+        scale = scale * lax.rsqrt(var + self.epsilon)
+        bias = bias - mean * scale
+        y = x.astype(wide) * _row(scale, x.ndim) + _row(bias, x.ndim)
+        return y.astype(self.dtype or x.dtype)
+
+
 def _normalised(
     x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float
 ) -> Array:

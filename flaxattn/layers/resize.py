@@ -17,7 +17,10 @@ def resize_nearest(x: Array, size: Sequence[int]) -> Array:
     torch's "nearest-exact"; the two agree where H' is a multiple of H.
     """
     for axis, (old, new) in enumerate(zip(x.shape[1:3], size, strict=True), start=1):
-        x = jnp.take(x, np.arange(new) * old // new, axis=axis)
+        if new % old == 0:  # a broadcast, whose gradient is a sum where a gather's is a scatter
+            x = jnp.repeat(x, new // old, axis=axis)
+        else:
+            x = jnp.take(x, np.arange(new) * old // new, axis=axis)
     return x
 
 

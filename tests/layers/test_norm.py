@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from flaxattn import BatchNorm
+from flaxattn import BatchNorm, weights
 from flaxattn.errors import InputError
 from flaxattn.inspect.compiled import collectives
-from flaxattn.layers.norm import GroupNorm, LayerNorm
+from flaxattn.layers.norm import FrozenBatchNorm, GroupNorm, LayerNorm
 from flaxattn.train.sharding import by_example, make_mesh, replicated
+from tests.attention import parity
+from tests.torch_reference.torchvision_shim import torchvision
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 7, 3), (2, 1, 1, 3), (8, 3)])
@@ -180,3 +182,20 @@ def test_layer_and_group_norm_are_torchs(layer, param_dtype):
         maps = torch.tensor(np.moveaxis(x, -1, 1).copy())
         theirs = torch.nn.functional.group_norm(maps, 4, *affine).movedim(1, -1)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_frozen_norm_is_torchvisions_and_has_no_parameters():
+    rng = np.random.default_rng(0)
+    reference = torchvision.ops.FrozenBatchNorm2d(6, eps=0.0).double()
+    parity.randomise(reference, rng)
+    for vector in (reference.weight, reference.bias):
+        vector.copy_(torch.tensor(rng.normal(size=6)))
+    x = rng.normal(size=(2, 5, 4, 6))
+    state = {key: tensor.numpy() for key, tensor in reference.state_dict().items()}
+    with jax.enable_x64(True):
+        norm = FrozenBatchNorm(epsilon=0.0, param_dtype=jnp.float64)
+        variables = weights.load(norm, state, x.shape)
+        ours = norm.apply(variables, x, train=True)
+    assert variables.keys() == {"batch_stats"}
+    theirs = reference(torch.tensor(parity.to_channels_first(x)))
+    assert parity.difference(ours, parity.to_channels_last(theirs.numpy())) < 1e-14

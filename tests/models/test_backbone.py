@@ -1,11 +1,12 @@
-"""Dilation instead of strides, as segmentation needs it, against torchvision's and timm's."""
+"""Dilation instead of strides, as segmentation needs it, against torchvision's and timm's; taps."""
 
 import functools
 
 import jax
+import numpy as np
 import pytest
 
-from flaxattn import InputError, create_model
+from flaxattn import InputError, create_model, initialise
 from tests.models.networks import X, check_logits, our_shapes, shapes_of
 from tests.models.test_resnet import check
 from tests.torch_reference.torchvision_shim import timm, torchvision
@@ -122,3 +123,24 @@ def test_what_replaces_a_convolution_is_dilated_too():
 def test_what_cannot_be_dilated_is_refused(name, fields, sentence):
     with pytest.raises(InputError, match=sentence):
         shapes_of(create_model(name, **fields))
+
+
+def test_maps_can_be_had_after_any_block():
+    model = create_model("resnet18", stage_sizes=(1, 2, 1), width=8, num_classes=0)
+    x = np.random.default_rng(0).normal(size=(1, 32, 48, 3)).astype(np.float32)
+    variables = initialise(model, jax.random.key(0), x.shape)
+
+    def both(variables, x):
+        taps = ((0, 0), (2, 0), (2, -1))
+        return model.apply(variables, x, taps, method="maps"), model.apply(
+            variables, x, method="features"
+        )
+
+    (stem, first, last), features = jax.jit(both)(variables, x)
+    np.testing.assert_array_equal(stem, features[0])
+    np.testing.assert_array_equal(last, features[2])
+    assert first.shape == last.shape
+    assert not np.allclose(first, last)
+    for position in ((4, 0), (2, 2), (2, -3), (-1, 0)):
+        with pytest.raises(InputError, match=r"stages 1 to 3 with \(1, 2, 1\) blocks"):
+            model.apply(variables, x, [position], method="maps")
