@@ -84,14 +84,19 @@ def parse_flags(argv: list[str]) -> list[str]:
                 if field not in fields:
                     raise unknown("config field", field, fields)
         return flags.FLAGS(argv)
-    except (flags.Error, OSError) as error:
+    except AttributeError as error:
+        if error.name != "get_config":
+            raise
+        raise InputError("the --config file has no get_config(): see those in configs/.") from error
+    except (flags.Error, OSError, SyntaxError) as error:
         raise _input_error_below(error) from error
 
 
 def _input_error_below(error: BaseException) -> InputError:
     """The config file's own InputError, which absl wraps, else the last line that absl wrote."""
     cause: BaseException | None = error
-    found = InputError(str(error).strip().splitlines()[-1].strip())
+    last = str(error).strip().splitlines()[-1].strip(" .")
+    found = InputError(f"{last}: see `python train.py --help`.")
     while cause:
         if type(cause) is InputError and "Traceback" not in str(cause):
             found = cause

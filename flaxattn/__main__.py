@@ -12,10 +12,10 @@ from flax import linen as nn
 
 from flaxattn import __version__
 from flaxattn.attention import ATTENTION
-from flaxattn.errors import InputError, unknown
+from flaxattn.errors import InputError, require_range, shown, unknown
 from flaxattn.inspect import catalogue
 from flaxattn.inspect.network import describe_network
-from flaxattn.models import MODELS, create_model
+from flaxattn.models import LISTED, MODELS, create_model
 from flaxattn.prediction import predict
 from flaxattn.weights import (
     Checkpoint,
@@ -117,7 +117,7 @@ def _list(given: argparse.Namespace) -> None:
         return
     found = [name for name in sorted(MODELS) if given.models in name]
     if not found:
-        raise unknown("part of models' names", given.models, MODELS)
+        raise unknown("part of models' names", given.models, MODELS, listed=LISTED)
     print("\n".join(found))
 
 
@@ -126,16 +126,9 @@ def _describe(given: argparse.Namespace) -> None:
     if given.name in MODELS:
         _refuse({"features": given.features}, f"{given.name} is a model, which has its own")
         size = 224 if given.size is None else given.size
-        if size < 1:
-            raise InputError(f"size={size} is below one: use 1 or more.")
-        try:
-            model = create_model(given.name, **{slot: _placement(slots[slot]) for slot in slots})
-            print(describe_network(given.name, model, (1, size, size, 3)))
-        except TypeError as error:
-            if not slots:
-                raise
-            flags = " ".join(f"--{slot} {text}" for slot, text in slots.items())
-            raise InputError(f"{flags}: {error}; check the kinds of its values.") from error
+        require_range("size", size, 1, catalogue.LARGEST)
+        model = create_model(given.name, **{slot: _placement(slots[slot]) for slot in slots})
+        print(describe_network(given.name, model, (1, size, size, 3)))
         return
     features = catalogue.FEATURES if given.features is None else given.features
     size = catalogue.SIZE if given.size is None else given.size
@@ -144,7 +137,8 @@ def _describe(given: argparse.Namespace) -> None:
     except InputError:
         if given.name in ATTENTION or not difflib.get_close_matches(given.name, MODELS):
             raise
-        raise unknown("mechanism or model", given.name, {*ATTENTION, *MODELS}) from None
+        names = {*ATTENTION, *MODELS}
+        raise unknown("mechanism or model", given.name, names, listed=LISTED) from None
     _refuse(slots, f"{given.name} is a mechanism, and only models have slots")
     print(text)
 
@@ -153,7 +147,7 @@ def _refuse(flags: dict[str, Any], reason: str) -> None:
     """InputError for flags of models where the name is a mechanism's, and the reverse."""
     for flag, value in flags.items():
         if value is not None:
-            raise InputError(f"--{flag} {value}: {reason}; leave it out.")
+            raise InputError(f"--{flag} {shown(value)}: {reason}; leave it out.")
 
 
 def _placement(text: str) -> Any:

@@ -2,20 +2,22 @@
 
 import difflib
 from collections.abc import Iterable
-from numbers import Integral
 
 _FEW = 20  # names that a sentence can list beside its advice
+_LONG = 100  # characters of a value in a sentence
+_LONGEST_LIST = 400  # characters of all names together
 
 
 class InputError(ValueError):
     """What the caller gave cannot work; the message alone says why and what to do instead."""
 
 
-def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
+def unknown(kind: str, name: object, known: Iterable[str], *, listed: str = "") -> InputError:
     """The error for a name that is not among the known ones.
 
     It lists the nearest names, first those that begin with it, without regard to upper case; and
-    all of them where they are few or none is near.
+    all of them where they are few or none is near. Where that would be too long, it says how many
+    there are, and that the command `listed` shows them.
     """
     names, given = sorted(known), str(name).lower()
     begun = sorted((n for n in names if given and n.lower().startswith(given)), key=len)
@@ -24,16 +26,33 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     nearest = list(dict.fromkeys([*begun, *close]))[:3]
     hint = f"did you mean {' or '.join(nearest)}?" if nearest else "there is none like it."
     if not nearest or len(names) <= _FEW:
-        hint += f" Known: {', '.join(names)}."
-    return InputError(f"unknown {kind} {name!r}: {hint}")
+        hint += f" {_all_of(names, listed)}"
+    return InputError(f"unknown {kind} {shown(name)}: {hint}")
 
 
-def require_count(field: str, count: int, least: int) -> None:
-    """InputError unless `count` is an integer of `least` or more."""
-    if not isinstance(count, Integral):
-        raise InputError(f"{field}={count!r} must be an integer: use {least} or more.")
-    if count < least:
-        raise InputError(f"{field}={count} is below {least}: use {least} or more.")
+def _all_of(names: list[str], listed: str) -> str:
+    together = ", ".join(names)
+    if len(together) <= _LONGEST_LIST:
+        return f"Known: {together}."
+    return f"{len(names)} are known" + (f": see `{listed}`." if listed else ".")
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, cut where it is too long for a sentence."""
+    text = repr(value)
+    return text if len(text) <= _LONG else f"{text[:_LONG]}..."
+
+
+def require_least(field: str, value: float, least: int) -> None:
+    """InputError unless `value` is `least` or more."""
+    if value < least:
+        raise InputError(f"{field}={value} is below {least}: use {least} or more.")
+
+
+def require_range(field: str, value: float, least: float, most: float) -> None:
+    """InputError unless `value` is `least` to `most`."""
+    if not least <= value <= most:
+        raise InputError(f"{field}={shown(value)} must be {least} to {most}.")
 
 
 def require_rate(field: str, rate: float) -> None:

@@ -69,7 +69,7 @@ def predict(
             batch[row] = preprocessing(path)
         try:
             found = probabilities(variables, batch)
-        except ScopeParamShapeError as error:
+        except (InputError, ScopeParamShapeError) as error:
             misfit = _misfit(model, variables, preprocessing)
             if misfit is None:
                 raise

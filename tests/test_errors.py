@@ -22,6 +22,13 @@ def test_the_nearest_names_and_all_unless_they_are_many(name, count, message):
     assert str(unknown("kind", name, known)) == message
 
 
+def test_a_list_that_is_too_long_is_counted():
+    known = [f"a_name_of_{i}" for i in range(99)]
+    assert str(unknown("kind", "x", known)).endswith("none like it. 99 are known.")
+    sentence = str(unknown("kind", "x", known, listed="show them"))
+    assert sentence.endswith("none like it. 99 are known: see `show them`.")
+
+
 def test_many_names_are_listed_where_none_is_near():
     known = [f"n{i:02}" for i in range(30)]
     assert str(unknown("kind", "other", known)).endswith(f"Known: {', '.join(known)}.")

@@ -67,6 +67,7 @@ from flaxattn.attention.style_recalibration import StyleRecalibration as StyleRe
 from flaxattn.attention.triplet import TripletAttention as TripletAttention
 from flaxattn.attention.window_attention import WindowAttention as WindowAttention
 from flaxattn.errors import InputError, unknown
+from flaxattn.layers.fields import checked
 
 ATTENTION: dict[str, Callable[..., nn.Module]] = {
     "bam": BAM,
@@ -132,6 +133,9 @@ ATTENTION: dict[str, Callable[..., nn.Module]] = {
     "window": WindowAttention,
 }
 
+# The command that shows these names.
+LISTED = "python -m flaxattn list"
+
 # Three papers abbreviate their layer to PSA, and an article gives the name to a fourth.
 _PSA = {
     "psanet": "point-wise spatial attention",
@@ -141,6 +145,7 @@ _PSA = {
 }
 
 
+@checked
 def create_attention(name: str, *, variant: str | None = None, **fields: Any) -> nn.Module:
     """The attention layer called `name`.
 
@@ -164,6 +169,7 @@ def create_attention(name: str, *, variant: str | None = None, **fields: Any) ->
     return getattr(layer, variant)(**fields)
 
 
+@checked
 def require_name(name: str) -> None:
     """InputError unless `name` is a key of `ATTENTION`; of psa, which it could be."""
     if name == "psa":
@@ -173,7 +179,7 @@ def require_name(name: str) -> None:
             f"or an article's simplification: use {' or '.join(offered)}."
         )
     if name not in ATTENTION:
-        raise unknown("attention", name, ATTENTION)
+        raise unknown("attention", name, ATTENTION, listed=LISTED)
 
 
 def _require_fields(name: str, layer: Any, fields: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ from flaxattn.errors import InputError
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.widths import reduced_features
 
+MOST_PASSES = 16  # each is traced anew, and two already reach the whole map
+
 
 class CrissCross(Mechanism):
     """Criss-cross attention: each position attends to its column and its row, several times over.
@@ -38,7 +40,7 @@ class CrissCross(Mechanism):
         reduction: C / width of queries and keys, which is rounded down.
         recurrence: passes, with shared weights, of which a file does not say how many it is for.
 
-    Raises InputError where `reduction` leaves no channel, and for a `recurrence` below one.
+    Raises InputError where `reduction` leaves no channel, and for a `recurrence` outside 1 to 16.
     """
 
     reduction: int = 8
@@ -56,8 +58,10 @@ class CrissCross(Mechanism):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         self.require_maps(x)
-        if self.recurrence < 1:
-            raise InputError(f"recurrence={self.recurrence} is below one: use 1 or more passes.")
+        if not 1 <= self.recurrence <= MOST_PASSES:
+            raise InputError(
+                f"recurrence={self.recurrence} must be a number of passes: use 1 to {MOST_PASSES}."
+            )
         features = x.shape[-1]
         hidden = reduced_features(features, self.reduction)
         dtype = self.dtype or x.dtype

@@ -50,8 +50,7 @@ class EfficientChannel(ChannelGate):
     none, but for circular padding and `reduction`.
 
     Raises InputError for an even kernel size or minimum, a gamma that is not positive, an unknown
-    padding, a circular kernel that goes round the channels more than once, and a reduction below
-    one.
+    padding, a kernel that reaches beyond all channels on both sides, and a reduction below one.
     """
 
     kernel_size: int | None = None
@@ -110,9 +109,9 @@ class EfficientChannel(ChannelGate):
             highest = lax.Precision.HIGHEST
             z = self.convolution(hidden, dtype=dtype, precision=highest, name="conv")(z)
             z = jax.nn.relu(z)
-        if self.padding == "circular" and reach > features:
+        if reach > features:
             raise InputError(
-                f"kernel_size={kernel_size} goes round the {features} channels more than once: "
+                f"kernel_size={kernel_size} reaches beyond all {features} channels on both sides: "
                 f"use one of at most {2 * features + 1}."
             )
         mode = "wrap" if self.padding == "circular" else "constant"

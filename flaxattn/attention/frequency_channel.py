@@ -11,6 +11,7 @@ from jax import Array, lax
 from flaxattn.attention.mechanism import Mechanism, Neutral, variant
 from flaxattn.attention.parts.bottleneck import bottleneck
 from flaxattn.errors import InputError, unknown
+from flaxattn.layers.conv import per_axis
 from flaxattn.layers.pooling import rescale
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.resize import bin_averages
@@ -19,6 +20,7 @@ from flaxattn.layers.widths import reduced_features
 # The grid in which frequencies (along H, along W) are counted, and the authors' three orders of
 # them: by accuracy when used alone, best first; from low to high; by accuracy, worst first.
 GRID = 7
+LARGEST_DCT = 4096
 _ORDERS = {
     "top": "00 01 60 05 02 10 12 40 50 16 30 04 06 03 35 22 46 63 33 53 55 21 61 52 54 32 31 41 23 "
     "20 65 13",
@@ -134,13 +136,14 @@ class FrequencyChannel(Mechanism):
     def _dct_size(self, height: int, width: int) -> tuple[int, int]:
         if self.dct_size is None:
             return max(height // GRID, 1) * GRID, max(width // GRID, 1) * GRID
-        given = self.dct_size
-        height, width = (given, given) if isinstance(given, int) else given
+        height, width = per_axis(self, "dct_size", 2, least=1)
         if min(height, width) < GRID:
             raise InputError(
                 f"dct_size={self.dct_size} is below the {GRID}x{GRID} grid of the frequencies, of "
                 f"which only the mean would be left: use {GRID} or more."
             )
+        if max(height, width) > LARGEST_DCT:
+            raise InputError(f"dct_size={self.dct_size} is no map's: use {GRID} to {LARGEST_DCT}.")
         return height, width
 
 

@@ -74,12 +74,13 @@ class GaussianContext(ChannelGate):
 
     def _width(self, dtype: DTypeLike) -> Array:
         """c, of shape (1, 1)."""
-        low, high = self.width if isinstance(self.width, Sequence) else (self.width, self.width)
-        if not 0 < low <= high:
+        ends = tuple(self.width) if isinstance(self.width, Sequence) else (self.width, self.width)
+        if len(ends) != 2 or not 0 < ends[0] <= ends[1]:
             raise InputError(
                 f"width={self.width} must be the width of a Gaussian: use a number above zero, "
                 f"such as 2.0, or two in order, such as (1.0, 4.0)."
             )
+        low, high = ends
         if not isinstance(self.width, Sequence):
             return jnp.full((1, 1), low, dtype)
         theta = self.param("theta", nn.initializers.zeros, (1,), self.param_dtype)

@@ -20,6 +20,7 @@ from flaxattn.layers.resize import resize_bilinear
 lecun_uniform: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 WAVE_LENGTH = 1000
+MOST_WAVES = 2**16
 
 
 class GeneralizedAttention(Mechanism):
@@ -195,10 +196,12 @@ class GeneralizedAttention(Mechanism):
     def _embedding(self, length: int, kv_length: int, features: int) -> np.ndarray:
         """Sines and cosines of all distances along one axis: (length, kv_length, P / 2)."""
         size = features if self.position_embedding_dim is None else self.position_embedding_dim
-        if size < 4 or size % 4:
+        if not 4 <= size <= MOST_WAVES or size % 4:
+            nearest = min(max(4, size // 4 * 4), MOST_WAVES)
             raise InputError(
-                f"{size} must be a multiple of 4, which sines and cosines of rows and of columns "
-                f"share evenly: set position_embedding_dim to one, such as {max(4, size // 4 * 4)}."
+                f"{size} must be a multiple of 4 up to {MOST_WAVES}, which sines and cosines of "
+                f"rows and of columns share evenly: set position_embedding_dim to one, such as "
+                f"{nearest}."
             )
         there = np.arange(length)[:, None] * self.q_stride
         distance = (there - np.arange(kv_length) * self.kv_stride) * self.position_magnitude

@@ -175,10 +175,9 @@ class GlobalContext(Mechanism):
             raise unknown("pool", self.pool, POOLS)
         if self.zero_init not in ZERO_INITS:
             raise unknown("zero_init", self.zero_init, ZERO_INITS)
-        if isinstance(self.fusions, str) or not self.fusions:
+        if not self.fusions:
             raise InputError(
-                f"fusions={self.fusions!r} names no tuple of fusions: use ('add',), ('scale',) or "
-                f"('scale', 'add')."
+                "fusions=() leaves nothing to do: use ('add',), ('scale',) or ('scale', 'add')."
             )
         for fusion in self.fusions:
             if fusion not in FUSIONS:

@@ -16,6 +16,8 @@ from flaxattn.attention.parts.relative_position import RelativePosition
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Initializer
 
+LARGEST_HALO = 128  # a block's neighbours are laid side by side, one by one
+
 
 class HaloAttention(Mechanism):
     """Blocked local self-attention: a block's positions attend to the block and a halo around it.
@@ -54,7 +56,8 @@ class HaloAttention(Mechanism):
     not those of the map.
 
     Raises InputError where `num_heads` does not divide `features`, `qk_ratio` leaves a head no
-    channel, `block_size` or `strides` does not divide the map, and for a negative `halo_size`.
+    channel, `block_size` or `strides` does not divide the map, and for a `halo_size` outside 0 to
+    128.
     """
 
     features: int
@@ -81,8 +84,8 @@ class HaloAttention(Mechanism):
         _, height, width, _ = x.shape
         require_divisor("block_size", self.block_size, height, width)
         require_divisor("strides", self.strides, height, width)
-        if self.halo_size < 0:
-            raise InputError(f"halo_size={self.halo_size} is negative: use 0 or more.")
+        if not 0 <= self.halo_size <= LARGEST_HALO:
+            raise InputError(f"halo_size={self.halo_size} must be 0 to {LARGEST_HALO}, such as 3.")
         heads = self.num_heads
         values = head_features(self.features, heads)
         depth = key_features(self.features, heads, self.qk_ratio, self.key_features)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -11,8 +11,9 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxattn.errors import InputError
+from flaxattn.layers import maps
 from flaxattn.layers.conv import Conv, Initializer, torch_default
+from flaxattn.layers.fields import Checked
 
 Role = Literal["recalibrate", "context", "convolution", "head"]
 # A class, a classmethod that makes one of its layers, or a `functools.partial` of either.
@@ -52,7 +53,7 @@ class AsConvolution(NamedTuple):
     gain: float = 1.0
 
 
-class Part(nn.Module, kw_only=True):
+class Part(Checked, kw_only=True):
     """A module that hands the dtype and the initialisers of its parameters down.
 
     Fields, all given by keyword:
@@ -138,25 +139,9 @@ class Mechanism(Part):
         return None
 
     @nn.nowrap
-    def require_maps(self, x: Array, spatial: tuple[int, ...] = (2,)) -> None:
-        """InputError unless x is (N, H, W, C) of a floating dtype.
-
-        `spatial` holds the legal numbers of spatial axes, for layers that take sequences or videos
-        too.
-        """
-        if x.ndim - 2 not in spatial:
-            wanted = "(N, H, W, C)"
-            if spatial != (2,):
-                wanted = f"(N, *spatial, C) with {spatial[0]} to {spatial[-1]} spatial axes"
-            raise InputError(
-                f"x of shape {x.shape} is not {wanted}: give it its batch axis, x[None] for a "
-                f"single map, and its channels last."
-            )
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise InputError(
-                f"x is of dtype {x.dtype}, and attention takes floating ones, such as float32 or "
-                f"bfloat16: convert it, as by x.astype(jnp.float32) / 255 for an image's bytes."
-            )
+    def require_maps(self, x: Array, axes: Collection[int] = (4,)) -> None:
+        """InputError unless x is (N, H, W, C) of a floating dtype, see `maps.require_maps`."""
+        maps.require_maps(x, axes=axes)
 
 
 _SAYS_NOTHING = Mechanism(parent=None)

@@ -147,7 +147,7 @@ class NonLocal(Mechanism):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        self.require_maps(x, (1, 2, 3))
+        self.require_maps(x, axes=(3, 4, 5))
         for given, kind, known in (
             (self.mode, "mode", MODES),
             (self.sub_sample, "sub_sample", (None, *SUB_SAMPLES)),

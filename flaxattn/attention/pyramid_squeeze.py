@@ -110,7 +110,7 @@ class PyramidSqueeze(Mechanism):
 
     def _groups_of_branches(self) -> Sequence[int]:
         count = len(self.kernel_sizes)
-        groups = (self.groups,) * count if isinstance(self.groups, int) else self.groups
+        groups = self.groups if isinstance(self.groups, Sequence) else (self.groups,) * count
         if not count or len(groups) != count:
             raise InputError(
                 f"kernel_sizes={self.kernel_sizes} and groups={self.groups} make {count} and "

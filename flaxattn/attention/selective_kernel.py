@@ -229,7 +229,7 @@ class SelectiveKernel(Mechanism):
         count = len(self.kernel_sizes)
         if not count:
             raise InputError("kernel_sizes=() makes 0 branches: name at least one odd size.")
-        if isinstance(self.groups, int):
+        if not isinstance(self.groups, Sequence):
             return (self.groups,) * count
         if len(self.groups) != count:
             raise InputError(

@@ -3,15 +3,17 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from flax import errors
 from flax import linen as nn
 from jax import Array
 
 from flaxattn.attention.mechanism import Namings, declared
-from flaxattn.errors import InputError
+from flaxattn.errors import InputError, shown
+from flaxattn.layers.fields import Checked
 
 
-class SharedAttention(nn.Module):
+class SharedAttention(Checked):
     """Applies one layer, with one set of weights, to several maps in turn.
 
         y_k = layer(x_k)                            for each map k
@@ -47,8 +49,8 @@ class SharedAttention(nn.Module):
                 f"layer={name}(...) is a layer already: pass the class, or "
                 f"functools.partial({name}, ...)."
             )
-        if not isinstance(maps, Sequence) or not maps:
-            given = "0 maps" if isinstance(maps, Sequence) else f"an array {maps.shape}"
+        if not isinstance(maps, Sequence) or isinstance(maps, str | bytes) or not maps:
+            given = f"an array {jnp.shape(maps)}" if hasattr(maps, "shape") else shown(maps)
             raise InputError(f"{given} given: pass a sequence of one map (N, H, W, C) or more.")
         layer = self.layer()
         nn.share_scope(self, layer)

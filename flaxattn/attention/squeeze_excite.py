@@ -9,8 +9,9 @@ from jax import Array
 from flaxattn.attention.mechanism import Neutral, variant
 from flaxattn.attention.parts.bottleneck import bottleneck
 from flaxattn.attention.parts.channel_gate import ChannelGate
-from flaxattn.errors import InputError
+from flaxattn.errors import InputError, require_least
 from flaxattn.layers.conv import kaiming_fan_out
+from flaxattn.layers.fields import checked
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.layers.widths import reduced_features
 
@@ -99,13 +100,14 @@ class SqueezeExcite(ChannelGate):
     )
 
     @classmethod
+    @checked
     def grouped(cls, *, groups: int = 4, **fields) -> "SqueezeExcite":
         """Squeeze-and-excitation within groups of channels, with a fraction of the weights.
 
         Article 1 lists grouped attention among the light ones and ascribes it to GCNet, which does
         not group; no paper defines this layer. h is rounded to a multiple of the groups.
         """
-        return cls(**{"groups": groups, "divisor": max(groups, 1), **fields})
+        return cls(**{"groups": groups, "divisor": groups, **fields})
 
     @property
     def neutral(self) -> Neutral | None:
@@ -116,6 +118,7 @@ class SqueezeExcite(ChannelGate):
     @nn.compact
     def gate(self, pooled: Array) -> Array:
         """Eq. 3 on averages: (N, C) -> (N, C), within [0, 1]."""
+        require_least("groups", self.groups, 1)
         features = pooled.shape[-1]
         dtype = at_least_float32(self.dtype or pooled.dtype)
 

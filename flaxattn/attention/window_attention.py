@@ -17,8 +17,10 @@ from flaxattn.attention.parts.blocks import cut, join
 from flaxattn.attention.parts.heads import head_features, merge_heads, split_parts
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Initializer
+from flaxattn.layers.fields import checked
 
 HEAD_FEATURES = 32  # of each head, in all of the paper's networks
+LARGEST_WINDOW = 64  # all pairs of its positions are numbered, in a table
 MASKED = -100.0  # added to the energy between positions that the shift made neighbours
 
 
@@ -58,8 +60,8 @@ class WindowAttention(Mechanism):
     Deviation: timm and the authors' classifier make a window larger than the map as small as the
     map, and its table too: give that `window_size` to load such weights.
 
-    Raises InputError where the heads do not divide C, for a `window_size` below one, and for a
-    `shift_size` not within 0 and window_size - 1.
+    Raises InputError where the heads do not divide C, for a `window_size` outside 1 to 64, and for
+    a `shift_size` not within 0 and window_size - 1.
     """
 
     num_heads: int | None = None
@@ -80,6 +82,7 @@ class WindowAttention(Mechanism):
     }
 
     @classmethod
+    @checked
     def shifted(cls, *, window_size: int = 7, **fields) -> "WindowAttention":
         """The shifted windows of every second block: by half a window."""
         return cls(window_size=window_size, **{"shift_size": window_size // 2, **fields})
@@ -95,8 +98,8 @@ class WindowAttention(Mechanism):
         _, height, width, features = x.shape
         heads = self._heads(features)
         size = self.window_size
-        if size < 1:
-            raise InputError(f"window_size={size} is below one: use 1 or more, such as 7.")
+        if not 1 <= size <= LARGEST_WINDOW:
+            raise InputError(f"window_size={size} must be 1 to {LARGEST_WINDOW}, such as 7.")
         if not 0 <= self.shift_size < size:
             raise InputError(
                 f"shift_size={self.shift_size} does not lie within a window: use 0 to {size - 1}."

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from flaxattn.data.records import Example, Objects, RandomTransform, Record, Transform
-from flaxattn.errors import InputError, require_count
+from flaxattn.errors import InputError, require_least
 from flaxattn.images.boxes import flip_boxes, scale_boxes
 from flaxattn.images.decoding import decode
 from flaxattn.images.geometry import interpolate
@@ -76,7 +76,7 @@ class _Placer:
         self.channels, self.max_objects = config["channels"], config["max_objects"]
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
         require_normalisation(self.channels, self.mean, self.std)
-        require_count("max_objects", self.max_objects, 1)
+        require_least("max_objects", self.max_objects, 1)
         sizes = config["min_size"]
         self.min_sizes = tuple(sizes) if isinstance(sizes, Sequence) else (sizes,)
         self.max_size, self.canvas = config["max_size"], tuple(config["canvas"])

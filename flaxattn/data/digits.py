@@ -5,12 +5,14 @@ import functools
 import io
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+
+from flaxattn.errors import InputError, shown
 
 TEST_SHARE = 0.2
 
@@ -164,8 +166,23 @@ def prepare(
 
     The files are written beside their place and moved there in one step, so processes that start
     together do not disturb each other and a prepare that is killed leaves nothing half-written.
+
+    Raises InputError for a folder that cannot be written.
     """
     make = functools.partial(EMBEDDED[name], data_dir=data_dir or None)
+    try:
+        return _prepared(make)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{name} cannot be prepared in data_dir={shown(str(data_dir or ''))} ({reason}): give "
+            f"a folder that can be written."
+        ) from error
+
+
+def _prepared(
+    make: Callable[[], tfds.core.GeneratorBasedBuilder],
+) -> tfds.core.GeneratorBasedBuilder:
     builder = make()
     if not builder.data_path.exists():
         try:

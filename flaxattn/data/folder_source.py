@@ -20,7 +20,7 @@ class FolderSource:
 
     def __init__(self, root: str | os.PathLike, split: str) -> None:
         layout = "root/train/<class>/*.jpg, .jpeg or .png"
-        if not root or not Path(root).is_dir():
+        if not os.path.isdir(root):
             raise InputError(
                 f"there is no folder {str(root)!r}: give data_dir the root of {layout}."
             )
@@ -58,16 +58,23 @@ class FolderSource:
 
 
 def _folders(parent: Path) -> list[str]:
-    with os.scandir(parent) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    return sorted(e.name for e in _entries(parent) if e.is_dir())
 
 
 def _images(folder: Path) -> Sequence[str]:
-    with os.scandir(folder) as entries:
-        return sorted(
-            entry.path
-            for entry in entries
-            if entry.name.lower().endswith(IMAGE_SUFFIXES)
-            and not entry.name.startswith(".")
-            and entry.is_file()
-        )
+    return sorted(
+        entry.path
+        for entry in _entries(folder)
+        if entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
+    )
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    """What a folder holds that is not hidden."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise InputError(
+            f"the folder {folder} cannot be read ({error.strerror}): make it readable."
+        ) from error

@@ -1,23 +1,43 @@
 """Images with labels: {"image": float32 (size, size, C), "label": int32 () or (K,)}."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from flaxattn.data.records import Example, RandomTransform, Record, Transform
-from flaxattn.errors import InputError, unknown
+from flaxattn.errors import InputError, require_least, require_range, unknown
 from flaxattn.images.augmentation import rand_augment, random_erasing
 from flaxattn.images.decoding import decode
 from flaxattn.images.geometry import (
     horizontal_flip,
     padded_crop,
     random_resized_crop,
+    require_span,
     resize_center_crop,
     resize_shorter_side,
 )
 from flaxattn.images.preprocessing import normalise, require_normalisation
+from flaxattn.layers.fields import require_fields
+
+_FIELDS = {
+    "image_size": int,
+    "channels": int,
+    "mean": Sequence[float],
+    "std": Sequence[float],
+    "eval_resize": int,
+}
+_AUGMENT = {
+    "crop": str,
+    "scale": Sequence[float],
+    "ratio": Sequence[float],
+    "padding": int,
+    "flip": bool,
+    "randaugment_ops": int,
+    "randaugment_magnitude": float,
+    "erasing": float,
+}
 
 
 def train_transform(config: Mapping[str, Any]) -> RandomTransform:
@@ -30,13 +50,22 @@ def train_transform(config: Mapping[str, Any]) -> RandomTransform:
             `flip`, `randaugment_ops` (0: none) and `randaugment_magnitude`, and `erasing`, the
             probability of `random_erasing` with the mean colour. Applied in this order.
 
-    Raises InputError for an unknown crop and for what `eval_transform` refuses.
+    Raises InputError for an unknown crop, for values of another kind or out of range, and for what
+    `eval_transform` refuses.
     """
     channels, size, mean, std, resize = _checked(config)
+    require_fields(config, {"augment": Mapping})
     augment = config["augment"]
+    require_fields(augment, _AUGMENT, "augment.")
     scale, ratio, padding = tuple(augment["scale"]), tuple(augment["ratio"]), augment["padding"]
     flip, erasing = augment["flip"], augment["erasing"]
     num_ops, magnitude = augment["randaugment_ops"], augment["randaugment_magnitude"]
+    require_span("scale", scale)
+    require_span("ratio", ratio)
+    require_least("padding", padding, 0)
+    require_least("randaugment_ops", num_ops, 0)
+    require_range("randaugment_magnitude", magnitude, 0, 30)
+    require_range("erasing", erasing, 0, 1)
 
     crops: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
         "resized": partial(random_resized_crop, size=size, scale=scale, ratio=ratio),
@@ -88,6 +117,7 @@ def eval_transform(config: Mapping[str, Any]) -> Transform:
 def _checked(
     config: Mapping[str, Any],
 ) -> tuple[int, int, tuple[float, ...], tuple[float, ...], int]:
+    require_fields(config, _FIELDS)
     channels, size, resize = config["channels"], config["image_size"], config["eval_resize"]
     mean, std = tuple(config["mean"]), tuple(config["std"])
     require_normalisation(channels, mean, std)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flaxattn.data.records import IGNORED, Example, RandomTransform, Record, Transform
-from flaxattn.errors import InputError, require_count
+from flaxattn.errors import InputError, require_least
 from flaxattn.images.decoding import decode
 from flaxattn.images.geometry import random_window, resize, with_shorter_side
 from flaxattn.images.preprocessing import normalise, require_normalisation
@@ -34,8 +34,8 @@ def train_transform(config: Mapping[str, Any]) -> RandomTransform:
     size, base, augment = config["image_size"], config["eval_resize"], config["augment"]
     low, high = augment["scale"]
     flip = augment["flip"]
-    require_count("image_size", size, 1)
-    require_count("eval_resize", base, 0)
+    require_least("image_size", size, 1)
+    require_least("eval_resize", base, 0)
     if not 0 < low <= high:
         raise InputError(f"augment.scale={(low, high)} must be two numbers above 0, rising.")
 
@@ -65,7 +65,7 @@ def eval_transform(config: Mapping[str, Any]) -> Transform:
     """
     channels, mean, std = _normalisation(config)
     base, canvas = config["eval_resize"], tuple(config["canvas"])
-    require_count("eval_resize", base, 0)
+    require_least("eval_resize", base, 0)
     if len(canvas) != 2 or min(canvas) < 1:
         raise InputError(f"canvas={canvas} must be a height and a width above 0.")
 

@@ -11,6 +11,7 @@ from flaxattn.data.records import ANNOTATIONS, Source
 from flaxattn.data.tfds_source import TfdsSource
 from flaxattn.data.voc import VocSource
 from flaxattn.errors import InputError, unknown
+from flaxattn.layers.fields import require_fields, require_type
 
 
 def open_source(config: Mapping[str, Any], split: str, *, annotation: str = "class") -> Source:
@@ -35,6 +36,8 @@ def open_source(config: Mapping[str, Any], split: str, *, annotation: str = "cla
 
     Raises InputError for anything that is not there, saying what is or how to get it.
     """
+    require_fields(config, {"source": str, "data_dir": str})
+    require_type("split", split, str)
     kind = config["source"]
     if kind not in _SOURCES:
         raise unknown("source", kind, _SOURCES)
@@ -62,6 +65,7 @@ def require_same_classes(train: Source, evaluation: Source) -> None:
 
 
 def _open_tfds(config: Mapping[str, Any], split: str, annotation: str) -> Source:
+    require_fields(config, {"name": str})
     return TfdsSource(config["name"], split, data_dir=_data_dir(config), annotation=annotation)
 
 
@@ -75,6 +79,7 @@ def _open_folder(config: Mapping[str, Any], split: str, annotation: str) -> Sour
 
 
 def _open_voc(config: Mapping[str, Any], split: str, annotation: str) -> Source:
+    require_fields(config, {"name": str})
     root = _data_dir(config)
     if config["name"] == "scenes":
         root = str(scenes.prepare(root))

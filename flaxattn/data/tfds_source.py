@@ -10,7 +10,7 @@ from tensorflow_datasets.core import read_only_builder
 
 from flaxattn.data.digits import EMBEDDED, prepare
 from flaxattn.data.records import ANNOTATIONS, Objects, Record, classes_present
-from flaxattn.errors import InputError, unknown
+from flaxattn.errors import InputError, shown, unknown
 from flaxattn.images.decoding import decode_mask, image_size
 
 # In bytes. Getting at a record in a file costs as much as decoding an image of a few pixels, and
@@ -132,6 +132,10 @@ def _prepared_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
             f"the data set {name!r} is not prepared {where}: prepare it with "
             f"`{_prepare_command(name, data_dir)}` (which needs TensorFlow, on any machine) or "
             f"set data_dir to where it is{doubt}"
+        ) from error
+    except ValueError as error:
+        raise InputError(
+            f"name={shown(name)} cannot be a TFDS set's: use such as 'cifar10' or 'cifar10:3.0.2'."
         ) from error
 
 

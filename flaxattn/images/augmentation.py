@@ -6,11 +6,13 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from flaxattn.errors import InputError
+from flaxattn.errors import InputError, require_range
 from flaxattn.images.decoding import to_pillow
-from flaxattn.images.geometry import random_sides, random_window
+from flaxattn.images.geometry import random_sides, random_window, sides
+from flaxattn.layers.fields import checked
 
 
+@checked
 def random_erasing(
     image: np.ndarray, rng: np.random.Generator, *, probability: float
 ) -> np.ndarray:
@@ -23,9 +25,10 @@ def random_erasing(
     Zhong et al., "Random Erasing Data Augmentation", AAAI 2020, arXiv:1708.04896. Deviations: one
     value instead of noise, the ratio log-uniform and ten draws, as in torchvision.
     """
+    require_range("probability", probability, 0, 1)
     if rng.random() >= probability:
         return image
-    height, width = image.shape[:2]
+    height, width = sides(image)
     for h, w in random_sides(height * width, rng, (0.02, 1 / 3), (0.3, 10 / 3)):
         if 0 < h < height and 0 < w < width:
             erased = image.copy()
@@ -63,6 +66,7 @@ RANDAUGMENT: dict[str, Callable[[Image.Image, float], Image.Image]] = {
 }
 
 
+@checked
 def rand_augment(
     image: np.ndarray, rng: np.random.Generator, *, num_ops: int = 2, magnitude: float = 9
 ) -> np.ndarray:
@@ -76,8 +80,9 @@ def rand_augment(
     NeurIPS 2020, arXiv:1909.13719; the ranges are torchvision's. Deviation from the paper's code:
     what enters is black instead of grey, and the interpolation is bilinear.
 
-    Raises InputError for a magnitude outside 0 to 30.
+    Raises InputError for a magnitude outside 0 to 30 and for more than 100 operations.
     """
+    require_range("num_ops", num_ops, 0, 100)
     if not 0 <= magnitude <= 30:
         raise InputError(f"a RandAugment magnitude of {magnitude} is not within 0 to 30: use 9.")
     operations = list(RANDAUGMENT.values())

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from flaxattn.errors import InputError
+from flaxattn.errors import InputError, shown
+from flaxattn.layers.fields import checked
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,6 +29,7 @@ def pillow() -> ModuleType:
     return Image
 
 
+@checked
 def decode(image: Encoded, *, channels: int, name: str | None = None) -> np.ndarray:
     """The pixels of a file, of its bytes or of a Pillow image: uint8 (H, W, channels).
 
@@ -37,10 +39,13 @@ def decode(image: Encoded, *, channels: int, name: str | None = None) -> np.ndar
 
     Raises InputError with the name (by default the path) if there is no complete image.
     """
+    if channels not in _MODES:
+        raise InputError(f"channels={channels} must be 1 (grey) or 3 (RGB).")
     with _opened(image, name) as opened:
         return _pixels(opened, channels)
 
 
+@checked
 def decode_mask(mask: Encoded, *, num_classes: int, name: str | None = None) -> np.ndarray:
     """The class of each pixel, uint8 (H, W), from a palette or grey image; 255 is no class.
 
@@ -73,6 +78,11 @@ def image_size(image: Encoded, *, name: str | None = None) -> tuple[int, int]:
 
 def to_pillow(image: np.ndarray) -> "Image.Image":
     """The Pillow image, grey or RGB, of these pixels."""
+    if image.ndim != 3 or image.shape[-1] not in _MODES or image.dtype != np.uint8:
+        raise InputError(
+            f"an image of shape {image.shape} and dtype {image.dtype} must be uint8 (H, W, C) with "
+            f"C=1 (grey) or 3 (RGB)."
+        )
     grey = image.shape[-1] == 1
     return pillow().fromarray(np.ascontiguousarray(image[..., 0] if grey else image))
 
@@ -88,6 +98,8 @@ def _pixels(image: "Image.Image", channels: int) -> np.ndarray:
 @contextlib.contextmanager
 def _opened(image: Encoded, name: str | None) -> Iterator["Image.Image"]:
     pil = pillow()
+    if not isinstance(image, str | Path | bytes | pil.Image):
+        raise InputError(f"{shown(image)} must be an image file's path, its bytes or Pillow image.")
     try:
         if isinstance(image, pil.Image):
             yield image

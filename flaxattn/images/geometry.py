@@ -5,14 +5,25 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from flaxattn.errors import InputError
+from flaxattn.errors import InputError, require_least, require_range, unknown
 from flaxattn.images.decoding import pillow, to_pillow
+from flaxattn.layers.fields import checked
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+MOST_PIXELS = 2**28  # of one image: a colour one takes 768 MiB
 
 
+@checked
 def resize(
     image: np.ndarray, height: int, width: int, *, interpolation: str = "bilinear"
 ) -> np.ndarray:
-    """The image as (height, width, C); `interpolation` is Pillow's name of it."""
+    """The image as (height, width, C); `interpolation` is Pillow's name of it.
+
+    Raises InputError for another name, and for a size that no image can have.
+    """
+    if interpolation not in INTERPOLATIONS:
+        raise unknown("interpolation", interpolation, INTERPOLATIONS)
+    _require_size(image, height, width)
     if image.shape[:2] == (height, width):
         return image
     method = pillow().Resampling[interpolation.upper()]
@@ -51,16 +62,19 @@ def with_shorter_side(height: int, width: int, size: int) -> tuple[int, int]:
     return int(size * height / width), size
 
 
+@checked
 def resize_shorter_side(image: np.ndarray, *, size: int) -> np.ndarray:
     """The image with its shorter side resized to `size` and its proportions kept."""
-    height, width = image.shape[:2]
+    height, width = sides(image)
     return resize(image, *with_shorter_side(height, width, size))
 
 
+@checked
 def center_crop(
     image: np.ndarray, height: int, width: int, *, fill: int | Sequence[int] = 0
 ) -> np.ndarray:
     """The central (height, width, C) of the image, with `fill` around it where it is smaller."""
+    _require_size(image, height, width)
     rows, columns = max(0, height - image.shape[0]), max(0, width - image.shape[1])
     if rows or columns:
         image = _bordered(image, rows, columns, fill)
@@ -69,11 +83,13 @@ def center_crop(
     return image[top : top + height, left : left + width]
 
 
+@checked
 def resize_center_crop(image: np.ndarray, *, resize: int, size: int) -> np.ndarray:
     """The central (size, size, C) of the image, its shorter side first resized to `resize`."""
     return center_crop(resize_shorter_side(image, size=resize), size, size)
 
 
+@checked
 def random_resized_crop(
     image: np.ndarray,
     rng: np.random.Generator,
@@ -88,8 +104,12 @@ def random_resized_crop(
     `ratio`. Where ten draws do not fit, the largest central part within `ratio` is taken.
 
     Szegedy et al., "Going Deeper with Convolutions", CVPR 2015; the procedure is torchvision's.
+
+    Raises InputError for a scale or ratio that is not two numbers above 0 in order.
     """
-    height, width = image.shape[:2]
+    require_span("scale", scale)
+    require_span("ratio", ratio)
+    height, width = sides(image)
     for w, h in random_sides(height * width, rng, scale, ratio):
         if 0 < w <= width and 0 < h <= height:
             return resize(image[random_window(image, rng, h, w)], size, size)
@@ -99,6 +119,7 @@ def random_resized_crop(
     return resize(center_crop(image, h, w), size, size)
 
 
+@checked
 def padded_crop(
     image: np.ndarray, rng: np.random.Generator, *, size: int, padding: int
 ) -> np.ndarray:
@@ -107,9 +128,10 @@ def padded_crop(
     He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2: 4 pixels
     for the 32x32 images of CIFAR-10.
 
-    Raises InputError if the padded image is smaller than the window.
+    Raises InputError if the padded image is smaller than the window, and for a negative padding.
     """
-    height, width = image.shape[:2]
+    require_least("padding", padding, 0)
+    height, width = sides(image)
     if min(height, width) + 2 * padding < size:
         raise InputError(
             f"no window of {size}x{size} fits into an image of {height}x{width} padded by "
@@ -120,11 +142,42 @@ def padded_crop(
     return padded[random_window(padded, rng, size, size)]
 
 
+@checked
 def horizontal_flip(
     image: np.ndarray, rng: np.random.Generator, *, probability: float = 0.5
 ) -> np.ndarray:
     """The image or, with `probability`, its mirror image, left to right."""
+    require_image(image)
+    require_range("probability", probability, 0, 1)
     return image[:, ::-1] if rng.random() < probability else image
+
+
+def sides(image: np.ndarray) -> tuple[int, int]:
+    """Height and width. Raises InputError unless the image is (H, W, C)."""
+    require_image(image)
+    return image.shape[0], image.shape[1]
+
+
+def require_image(image: np.ndarray) -> None:
+    """InputError unless the image is (H, W, C) with a pixel or more."""
+    if image.ndim != 3 or not image.size:
+        raise InputError(f"an image of shape {image.shape} must be (H, W, C), with no axis empty.")
+
+
+def require_span(field: str, span: Sequence[float]) -> None:
+    """InputError unless `span` is two numbers above 0, the smaller one first."""
+    if len(span) != 2 or not 0 < span[0] <= span[1]:
+        raise InputError(f"{field}={span} must be two numbers above 0, the smaller one first.")
+
+
+def _require_size(image: np.ndarray, height: int, width: int) -> None:
+    """InputError for what is not (H, W, C), and for a size that it cannot be given."""
+    require_image(image)
+    if min(height, width) < 1 or height * width > MOST_PIXELS:
+        raise InputError(
+            f"an image of {image.shape[0]}x{image.shape[1]} would become {height}x{width}: use a "
+            f"size of 1x1 or more and {MOST_PIXELS} pixels at most, or leave this image out."
+        )
 
 
 def random_sides(
@@ -155,6 +208,7 @@ def _bordered(
 ) -> np.ndarray:
     """The image with so many more rows and columns of `fill`, half of them before it."""
     height, width, channels = image.shape
+    _require_size(image, height + rows, width + columns)
     top, left = rows // 2, columns // 2
     canvas = np.empty((height + rows, width + columns, channels), image.dtype)
     canvas[:] = fill

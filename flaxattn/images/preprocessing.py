@@ -9,18 +9,29 @@ import numpy as np
 
 from flaxattn.errors import InputError, unknown
 from flaxattn.images.decoding import Encoded, decode
-from flaxattn.images.geometry import center_crop, resize, with_shorter_side
+from flaxattn.images.geometry import (
+    INTERPOLATIONS,
+    center_crop,
+    require_image,
+    resize,
+    with_shorter_side,
+)
+from flaxattn.layers.fields import checked, require_type, require_types
 
 _CROP_MODES = ("center", "squash", "border")
-_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
+@checked
 def normalise(image: np.ndarray, *, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """(image / 255 - mean) / std as float32; mean and std per channel, in units of 0 to 1.
 
     Training and its evaluation round like this. timm, and so `Preprocessing`, divides by 255 first,
     and the last bits differ.
+
+    Raises InputError for an image that is not (H, W, C), and what `require_normalisation` refuses.
     """
+    require_image(image)
+    require_normalisation(image.shape[-1], mean, std)
     scale = np.float32(255) * np.asarray(std, np.float32)
     shift = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
     return image.astype(np.float32) / scale - shift
@@ -68,11 +79,12 @@ class Preprocessing(NamedTuple):
     def of(cls, config: Mapping[str, Any]) -> "Preprocessing":
         """The preprocessing in a `Checkpoint.config`; the defaults if the config is empty.
 
-        What a config leaves out is timm's default: bicubic, and the rest as above.
+        timm's config.json serves as well, with most of it under "pretrained_cfg". What a config
+        leaves out is timm's default: bicubic, and the rest as above.
 
         Raises InputError for values that cannot be read and for those that `checked` refuses.
         """
-        default = cls()
+        default, config = cls(), flat_config(config)
         if not config:
             return default
         try:
@@ -94,10 +106,11 @@ class Preprocessing(NamedTuple):
 
     def checked(self) -> "Preprocessing":
         """Itself. Raises InputError for names that are unknown and numbers that do not fit."""
+        require_types(self)
         if self.crop_mode not in _CROP_MODES:
             raise unknown("crop_mode", self.crop_mode, _CROP_MODES)
-        if self.interpolation not in _INTERPOLATIONS:
-            raise unknown("interpolation", self.interpolation, _INTERPOLATIONS)
+        if self.interpolation not in INTERPOLATIONS:
+            raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
         height, width, channels = self.input_size
         if channels not in (1, 3) or min(height, width) < 1:
             raise InputError(
@@ -143,6 +156,17 @@ class Preprocessing(NamedTuple):
         return {**self._asdict(), "input_size": (channels, height, width)}
 
 
+def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with what it has under "pretrained_cfg" beside the rest, which wins, as in timm.
+
+    Raises InputError where either is not a mapping.
+    """
+    require_type("config", config, Mapping)
+    inner = config.get("pretrained_cfg", {})
+    require_type("pretrained_cfg", inner, Mapping)
+    return {**inner, **{key: value for key, value in config.items() if key != "pretrained_cfg"}}
+
+
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The classes' names in a `Checkpoint.config`, or None.
 
@@ -150,8 +174,9 @@ def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
 
     Raises InputError unless the names are a list of names and the descriptions a mapping.
     """
+    config = flat_config(config)
     names = config.get("label_names")
-    if not names:
+    if names is None:
         return None
     described = config.get("label_descriptions") or {}
     are_names = isinstance(names, list | tuple) and all(isinstance(n, str | int) for n in names)
@@ -160,4 +185,4 @@ def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
             f"the config's label_names={reprlib.repr(names)} must be a list of names and its "
             f"label_descriptions={reprlib.repr(described)} a mapping from these names."
         )
-    return tuple(str(described.get(name, name)) for name in names)
+    return tuple(str(described.get(name, name)) for name in names) or None

@@ -12,13 +12,14 @@ from flax import linen as nn
 
 from flaxattn.attention import ATTENTION, create_attention, require_name
 from flaxattn.attention.mechanism import declared, layer_of, required_fields
-from flaxattn.errors import InputError
+from flaxattn.errors import InputError, require_range
 from flaxattn.inspect.cost import Cost, cost
 from flaxattn.inspect.table import aligned, mmacs
 from flaxattn.layers.abstract_variables import abstract_variables
 
 FEATURES = 256
 SIZE = 56
+LARGEST = 2**30  # of any axis
 
 # The first work that a docstring cites: "Title", VENUE YEAR, and its arXiv number if it has one.
 _CITATION = re.compile(r'"([^"]+)", ([^".]*? \d{4})(?:, arXiv:(\d{4}\.\d{4,5}))?')
@@ -145,13 +146,12 @@ def describe(name: str, *, features: int = FEATURES, size: int = SIZE) -> str:
 
     A variant that needs other fields for such a map has "-" for its cost.
 
-    Raises InputError for an unknown name, for features and sizes below one, and where the defaults
-    refuse such a map.
+    Raises InputError for an unknown name, for features and sizes that no map has, and where the
+    defaults refuse such a map.
     """
     require_name(name)
     for argument, value in (("features", features), ("size", size)):
-        if value < 1:
-            raise InputError(f"{argument}={value} is below one: use 1 or more.")
+        require_range(argument, value, 1, LARGEST)
     row = _row(name)
     made, kind = _made(name)
     layer = create_attention(name, **_required(name, features))

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -14,6 +14,8 @@ from jax.typing import DTypeLike
 from flaxattn.errors import InputError
 from flaxattn.layers import cpu_conv, tpu_conv
 from flaxattn.layers.cpu_conv import Geometry, native
+from flaxattn.layers.fields import Checked
+from flaxattn.layers.maps import require_maps
 
 Initializer = Callable[..., Array]
 Formulation = Callable[[Array, Array, Geometry, lax.PrecisionLike], Array]
@@ -24,7 +26,7 @@ kaiming_fan_in: Initializer = nn.initializers.variance_scaling(2.0, "fan_in", "n
 kaiming_fan_out: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-class Conv(nn.Module):
+class Conv(Checked):
     """Convolution over (N, *spatial, C) with torch's symmetric padding.
 
     There are one to three spatial axes, and an integer holds for each of them. `padding=None` keeps
@@ -42,8 +44,8 @@ class Conv(nn.Module):
     lax.Precision.HIGHEST keeps all of float32.
 
     Raises InputError for an even kernel without explicit padding (no symmetric padding keeps the
-    size), for channels that the groups do not divide, for a kernel larger than the padded map, and
-    for sizes, steps and counts that are not integers, are below one, or do not fit the axes.
+    size), for channels that the groups do not divide, for a kernel larger than the padded map, for
+    sizes, steps and counts below one, and for sequences of them that do not fit the axes.
     """
 
     features: int
@@ -61,14 +63,15 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        require_maps(x, axes=(3, 4, 5))
         axes = x.ndim - 2
-        require_integers(self, "features", 1, least=1)
-        require_integers(self, "groups", 1, least=1)
-        kernel_size = require_integers(self, "kernel_size", axes, least=1)
-        strides = require_integers(self, "strides", axes, least=1)
-        dilation = require_integers(self, "dilation", axes, least=1)
+        per_axis(self, "features", 1, least=1)
+        per_axis(self, "groups", 1, least=1)
+        kernel_size = per_axis(self, "kernel_size", axes, least=1)
+        strides = per_axis(self, "strides", axes, least=1)
+        dilation = per_axis(self, "dilation", axes, least=1)
         if self.padding is not None:
-            padding = require_integers(self, "padding", axes, least=0)
+            padding = per_axis(self, "padding", axes, least=0)
         else:
             for size in kernel_size:
                 require_odd(size)
@@ -147,13 +150,12 @@ def require_odd(kernel_size: int, field: str = "kernel_size") -> int:
     return kernel_size
 
 
-def require_integers(layer: Any, field: str, axes: int, *, least: int) -> tuple[int, ...]:
-    """A field of `layer` for each axis. Raises InputError unless all are integers >= `least`."""
+def per_axis(layer: Any, field: str, axes: int, *, least: int) -> tuple[int, ...]:
+    """A field of `layer` for each axis. Raises InputError unless all are `least` or more."""
     value = getattr(layer, field)
-    values = tuple(value) if isinstance(value, Iterable) and axes > 1 else (value,) * axes
-    if len(values) != axes or not all(isinstance(v, Integral) for v in values):
-        several = f", or {axes} of them, one for each axis of the map" if axes > 1 else ""
-        raise InputError(f"{field}={value!r} must be an integer{several}.")
+    values = (value,) * axes if isinstance(value, Integral) else tuple(value)
+    if len(values) != axes:
+        raise InputError(f"{field}={value} must be an integer, or {axes}, one for each axis.")
     if min(values) < least:
         word = "one" if least else "zero"
         raise InputError(f"{field}={value} is below {word}: use {least} or more.")

@@ -23,6 +23,8 @@ from flaxattn.layers.precision import at_least_float32
 BLOCK_FEATURES = 32
 # Those of an 11x11 depthwise kernel: each is a term of the program, and thousands are too many.
 MOST_TAPS = 121
+# Each block of groups is a convolution of the program.
+MOST_BLOCKS = 1024
 
 
 class Geometry(NamedTuple):
@@ -57,8 +59,14 @@ def formulation(
         is_pointwise = kernel.shape[:-2] == (1,) * (x.ndim - 2) and not any(geometry.padding)
         return pointwise if is_pointwise else None
     if geometry.groups != x.shape[-1] or geometry.groups != kernel.shape[-1]:
-        return grouped
+        blocks = geometry.groups // _merged(geometry.groups, kernel.shape[-2])
+        return grouped if blocks <= MOST_BLOCKS else None
     return depthwise if math.prod(kernel.shape[:-2]) <= MOST_TAPS else None
+
+
+def _merged(groups: int, channels: int) -> int:
+    """How many groups of so many channels are one block."""
+    return max(n for n in range(1, max(BLOCK_FEATURES // channels, 1) + 1) if groups % n == 0)
 
 
 def pointwise(x: Array, kernel: Array, geometry: Geometry, precision: lax.PrecisionLike) -> Array:
@@ -75,11 +83,7 @@ def grouped(x: Array, kernel: Array, geometry: Geometry, precision: lax.Precisio
     """
     groups = geometry.groups
     channels, features = kernel.shape[-2], kernel.shape[-1] // groups
-    merged = max(
-        n
-        for n in range(1, groups + 1)
-        if groups % n == 0 and (n == 1 or n * channels <= BLOCK_FEATURES)
-    )
+    merged = _merged(groups, channels)
     size = kernel.shape[:-2]
     kernel = kernel.reshape(*size, channels, groups // merged, merged, features)
     blocks = jnp.einsum("...cbgf,gh->b...hcgf", kernel, jnp.eye(merged, dtype=kernel.dtype))

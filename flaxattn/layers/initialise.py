@@ -14,12 +14,15 @@ from flax import linen as nn
 from jax import Array
 from jax.extend import core
 
+from flaxattn.errors import InputError
 from flaxattn.layers.abstract_variables import Shape, abstract_input
+from flaxattn.layers.fields import checked
 from flaxattn.layers.precision import at_least_float32
 
 TreePath = tuple[str, ...]  # to one array, its collection first
 
 
+@checked
 def initialise(
     module: nn.Module,
     key: Array,
@@ -43,8 +46,12 @@ def initialise(
 
     An initialiser with operations that NumPy is not told of below, such as a QR decomposition, is
     computed by JAX.
+
+    Raises InputError for sizes below one, and for what the module refuses.
     """
     inputs = (abstract_input(module, input_shape),)
+    if not input_shape or any(min(x.shape, default=0) < 1 for x in jax.tree.leaves(inputs)):
+        raise InputError(f"input_shape={tuple(input_shape)} must be one or more sizes above 0.")
     return jax.device_put(initialise_for(module, key, inputs, paths=paths))
 
 

@@ -10,8 +10,10 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from flaxattn.errors import InputError
+from flaxattn.errors import InputError, require_least, require_range
 from flaxattn.layers.conv import Initializer
+from flaxattn.layers.fields import Checked
+from flaxattn.layers.maps import require_maps
 from flaxattn.layers.precision import at_least_float32
 
 # The variance is taken about the mean, so that a large mean costs no digits. Flax would widen to
@@ -25,7 +27,7 @@ _AS_TORCH: dict[str, Any] = {
 }
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(Checked):
     """Layer normalisation over the last axis (Ba et al. 2016, arXiv:1607.06450).
 
     For maps that are float32 or wider already. The result has `dtype`, or x's own.
@@ -41,17 +43,19 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        require_least("epsilon", self.epsilon, 0)
         norm = nn.LayerNorm(self.epsilon, name="centred", **_AS_TORCH)
         return _affine(self, norm(x.astype(self.dtype or x.dtype)))
 
 
-class GroupNorm(nn.Module):
+class GroupNorm(Checked):
     """Group normalisation, over the map and C / num_groups channels (Wu and He, arXiv:1803.08494).
 
     (N, ..., C) -> the same shape, in `dtype` or x's own; computed in float32 or wider. It can
     replace a `BatchNorm`: `train` changes nothing.
 
-    Parameters: scale, bias (C,). Raises InputError for channels that the groups do not divide.
+    Parameters: scale, bias (C,). Raises InputError for channels that the groups do not divide, no
+    groups, and a negative epsilon.
     """
 
     num_groups: int = 32
@@ -63,6 +67,9 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_maps(x, axes=range(2, 6))
+        require_least("num_groups", self.num_groups, 1)
+        require_least("epsilon", self.epsilon, 0)
         if x.shape[-1] % self.num_groups:
             raise InputError(
                 f"num_groups={self.num_groups} must divide the {x.shape[-1]} channels: use "
@@ -84,7 +91,7 @@ def _affine(layer: Any, y: Array) -> Array:
     return y
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(Checked):
     """Batch normalisation over all axes but the last (Ioffe and Szegedy 2015, arXiv:1502.03167).
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias; with `train` mean and var are those of the
@@ -105,8 +112,9 @@ class BatchNorm(nn.Module):
 
     Parameters: scale, bias (C,); batch_stats: mean, var (C,). The result has `dtype`, or x's own.
 
-    Raises InputError in train mode for one value per channel and for a `bn_group` that does not
-    divide the batch.
+    Raises InputError for a momentum outside 0 to 1 and a negative epsilon; and in train mode for
+    one value per channel, for a `bn_group` that does not divide the batch, and where `batch_stats`
+    is not mutable.
     """
 
     momentum: float = 0.9
@@ -119,6 +127,9 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
+        require_least("epsilon", self.epsilon, 0)
+        require_range("momentum", self.momentum, 0, 1)
+        require_maps(x, axes=range(2, 6))
         shape = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, shape, self.param_dtype)
         bias = self.param("bias", self.bias_init, shape, self.param_dtype)
@@ -137,6 +148,11 @@ class BatchNorm(nn.Module):
             return _normalised(x, own_mean, own_var, scale, bias, self.epsilon), own_mean, own_var
 
         group = self._group_size(x)
+        if not (self.is_initializing() or self.is_mutable_collection("batch_stats")):
+            raise InputError(
+                "train=True moves running statistics, which this call may not change: use "
+                "apply(..., mutable=['batch_stats']), and keep the batch_stats that it returns."
+            )
         if group == len(x):
             y, mean, var = by_own_statistics(x)
         else:

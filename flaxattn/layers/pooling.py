@@ -155,10 +155,8 @@ def pool_by_each(
 ) -> list[Array]:
     """x pooled by each of `pools`, names of functions in `known`, in their order.
 
-    Raises InputError for a plain string, for no pool at all and for unknown names.
+    Raises InputError for no pool at all and for unknown names.
     """
-    if isinstance(pools, str):
-        raise InputError(f"pools={pools!r} is a single name: pass a tuple, pools=({pools!r},).")
     if not pools:
         raise InputError(f"pools=() leaves nothing to pool: name some of {', '.join(known)}.")
     for pool in pools:

@@ -1,6 +1,6 @@
 """Numbers of channels: a reduced width, and one rounded to a multiple."""
 
-from flaxattn.errors import InputError
+from flaxattn.errors import InputError, require_range
 
 
 def reduced_features(
@@ -16,8 +16,12 @@ def reduced_features(
     Rounded down, as papers and articles do, or by `make_divisible` where there is a `divisor`.
     Never fewer than `at_least`.
 
-    Raises InputError if that leaves no channel, and for a reduction or divisor below one.
+    Raises InputError if that leaves no channel, for a reduction or divisor below one, for an
+    `at_least` below zero, and for a `round_limit` outside 0 to 1.
     """
+    require_range("round_limit", round_limit, 0, 1)
+    if at_least < 0:
+        raise InputError(f"at least {at_least} channels says nothing: use 0 or more.")
     if reduction < 1:
         raise InputError(f"reduction={reduction} is below one: use 1 to {features}.")
     if divisor is not None:

@@ -8,6 +8,7 @@ from typing import Any
 from flax import linen as nn
 
 from flaxattn.errors import InputError, unknown
+from flaxattn.layers.fields import checked
 from flaxattn.models.efficientnet import EFFICIENTNETS
 from flaxattn.models.mobilenet import MOBILENETS
 from flaxattn.models.placement import Placement, Slot
@@ -27,6 +28,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **EFFICIENTNETS,
 }
 
+# The command that shows these names.
+LISTED = "python -m flaxattn list --models"
 
 # What timm calls by another name, or does in another way.
 _TIMM = {
@@ -43,6 +46,7 @@ _TIMM = {
 }
 
 
+@checked
 def create_model(
     name: str, num_classes: int = 1000, attention: Slot = None, **fields: Any
 ) -> nn.Module:
@@ -71,7 +75,7 @@ def create_model(
                 f"{name!r} names weights: make the model with create_model({architecture!r}), and "
                 f"load them with flaxattn.weights.load(model, 'timm/{architecture}.{tag}', ...)."
             )
-        raise unknown("model", name, MODELS)
+        raise unknown("model", name, MODELS, listed=LISTED)
     make = MODELS[name]
     model_class: Any = make.func if isinstance(make, functools.partial) else make
     known = {field.name for field in dataclasses.fields(model_class)} - {"name", "parent"}

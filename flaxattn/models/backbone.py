@@ -1,20 +1,24 @@
 """What the networks have in common: slots, stages, features, pool, dropout and classifier."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
+from flax import errors
 from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import LayerFactory, Renames
-from flaxattn.errors import InputError, require_count, require_rate, unknown
+from flaxattn.errors import InputError, require_least, require_rate, unknown
 from flaxattn.layers.conv import Initializer
+from flaxattn.layers.fields import require_types
+from flaxattn.layers.maps import require_maps
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import average_pool, max_pool, mean_of
 from flaxattn.models.place import place
@@ -33,6 +37,16 @@ def _as_the_input(*arrays: Any, **_: Any) -> list[Any]:
     """A layer's input and parameters in the input's dtype, as its `promote_dtype`."""
     return [array.astype(arrays[0].dtype) for array in arrays]
 
+
+# Images have no more channels than this, and no fewer rows.
+_MOST_CHANNELS = 4
+# What Flax raises for another network's variables, or for a part of them.
+_NOT_ITS_OWN = (
+    errors.ScopeParamShapeError,
+    errors.ScopeParamNotFoundError,
+    errors.ScopeCollectionNotFound,
+    errors.ScopeVariableNotFoundError,
+)
 
 # The last layer: it computes in its input's dtype, float32 or wider after pooling.
 Classifier = functools.partial(nn.Dense, promote_dtype=_as_the_input)
@@ -80,8 +94,9 @@ class Backbone(nn.Module, kw_only=True):
     )
 
     def __post_init__(self) -> None:
+        require_types(self)
         self.require_known("global_pool", GLOBAL_POOLS)
-        require_count("num_classes", self.num_classes, 0)
+        require_least("num_classes", self.num_classes, 0)
         require_rate("dropout", self.dropout)
         for slot in self.slots:
             value = getattr(self, slot)
@@ -147,7 +162,8 @@ class Backbone(nn.Module, kw_only=True):
         pooled = self.pooled(self.features(images, train)[-1], train)
         if not self.num_classes:
             return pooled
-        return getattr(self, self.head_name)(self.drop(pooled, deterministic=not train))
+        with own_variables(self):
+            return getattr(self, self.head_name)(self.drop(pooled, deterministic=not train))
 
     def pooled(self, x: Array, train: bool) -> Array:
         """What the classifier sees of the last map: (N, H, W, C) -> (N, features)."""
@@ -158,7 +174,39 @@ class Backbone(nn.Module, kw_only=True):
 
         `feature_strides` times smaller than the images, and of `feature_channels` channels.
         """
+        with reading(self, images):
+            return self.level_maps(images, train)
+
+    def level_maps(self, images: Array, train: bool) -> list[Array]:
+        """What `features` returns, of images that have been looked at."""
         raise NotImplementedError
+
+
+@contextlib.contextmanager
+def reading(network: Backbone, images: Array) -> Iterator[None]:
+    """InputError for what is no batch of images, and instead of what `own_variables` is for."""
+    require_maps(images, "images")
+    _, height, width, channels = images.shape
+    if height <= _MOST_CHANNELS < min(width, channels):
+        raise InputError(
+            f"images of shape {images.shape} have their channels before their rows and columns: "
+            f"give (N, H, W, C), such as images.transpose(0, 2, 3, 1)."
+        )
+    with own_variables(network):
+        yield
+
+
+@contextlib.contextmanager
+def own_variables(network: Backbone) -> Iterator[None]:
+    """InputError instead of Flax's errors for variables that are not the network's."""
+    try:
+        yield
+    except _NOT_ITS_OWN as error:
+        raise InputError(
+            f"these variables are not those of this {type(network).__name__}, or not for such "
+            f"images: initialise or load them for it, and give apply all of them. Flax says: "
+            f"{str(error).partition(' (https:')[0]}"
+        ) from error
 
 
 def _known(network: Backbone, field: str) -> Any:
@@ -218,13 +266,14 @@ class ResidualBackbone(Backbone, kw_only=True):
     attention_name: ClassVar[str] = "se"
 
     def __post_init__(self) -> None:
+        require_types(self)
         require_rate("drop_path", self.drop_path)
         if self.output_stride not in (8, 16, 32):
             raise InputError(f"output_stride={self.output_stride!r}: use 8, 16 or 32.")
         if self.multi_grid is not None:
             self.multi_grid = tuple(self.multi_grid)
             for factor in self.multi_grid:
-                require_count("multi_grid", factor, 1)
+                require_least("multi_grid", factor, 1)
         super().__post_init__()
 
     @property
@@ -353,7 +402,7 @@ class ResidualBackbone(Backbone, kw_only=True):
         """What stands between the stem's map and the first stage."""
         return x
 
-    def features(self, images: Array, train: bool = False) -> list[Array]:
+    def level_maps(self, images: Array, train: bool) -> list[Array]:
         return self.maps(images, [(level, -1) for level in self._ends], train)
 
     def maps(
@@ -368,11 +417,17 @@ class ResidualBackbone(Backbone, kw_only=True):
         Raises InputError for a block that the network does not have.
         """
         wanted = [self._position(stage, block) for stage, block in after]
+        with reading(self, images):
+            found = self._maps_to(max(wanted)[0], images, train)
+        return [found[position] for position in wanted]
+
+    def _maps_to(self, last: int, images: Array, train: bool) -> dict[tuple[int, int], Array]:
+        """The map after each block, up to the end of stage `last`."""
         x = self.stem_layers(images, train)
         found = {(0, 0): x}
         x = self.pool_layers(x, train)
         attention = self.placement("attention")
-        for stage in range(1, max(wanted)[0] + 1):
+        for stage in range(1, last + 1):
             carry = None
             for index, block in enumerate(getattr(self, self.stage_name(stage))):
                 if attention and attention.carries:
@@ -380,7 +435,7 @@ class ResidualBackbone(Backbone, kw_only=True):
                 else:
                     x = block(x, train)
                 found[stage, index] = x
-        return [found[position] for position in wanted]
+        return found
 
     def _position(self, stage: int, block: int) -> tuple[int, int]:
         """The same block, counted from the front."""

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from jax import Array
 
 from flaxattn.attention.mechanism import LayerFactory
-from flaxattn.errors import InputError
+from flaxattn.errors import InputError, shown
+from flaxattn.layers.fields import require_types
 from flaxattn.layers.widths import make_divisible
 
 
@@ -150,7 +151,28 @@ def expand(stages: Stages) -> Stages:
     return tuple(tuple(blocks(stage)) for stage in stages)
 
 
-def row(values: Sequence[Any]) -> BlockSpec:
-    """A row from its values, which in a config may be lists."""
+def read_table(table: Any) -> Stages:
+    """A table from its values, which in a config may be lists.
+
+    Raises InputError for what is no table, and for values that a row cannot have.
+    """
+    if not _nested(table) or not all(map(_nested, table)):
+        raise InputError(f"stages={shown(table)} must be a sequence of rows for each stage.")
+    return tuple(tuple(map(_row, stage)) for stage in table)
+
+
+def _nested(values: Any) -> bool:
+    return isinstance(values, Sequence) and not isinstance(values, str | BlockSpec)
+
+
+def _row(values: Any) -> BlockSpec:
+    least, most = len(BlockSpec._fields) - len(BlockSpec._field_defaults), len(BlockSpec._fields)
+    if not isinstance(values, list | tuple) or not least <= len(values) <= most:
+        raise InputError(
+            f"stages has the row {shown(values)}: give a BlockSpec, or {least} to {most} of its "
+            f"values in order."
+        )
     hashable: list[Any] = [tuple(v) if isinstance(v, list) else v for v in values]
-    return BlockSpec(*hashable)
+    spec = BlockSpec(*hashable)
+    require_types(spec)
+    return spec

@@ -12,6 +12,7 @@ from jax import Array
 
 from flaxattn.attention.mechanism import AsConvolution, declared
 from flaxattn.errors import InputError
+from flaxattn.layers.fields import checked
 from flaxattn.layers.initialise import initialise
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.models.placement import Placement, Slot
@@ -20,6 +21,7 @@ from flaxattn.models.placement import Placement, Slot
 Path = tuple[str, ...]
 
 
+@checked
 def graft(
     model: nn.Module,
     variables: Mapping[str, Any],

@@ -9,11 +9,12 @@ from flax import linen as nn
 from jax import Array
 
 from flaxattn.attention.mechanism import LayerFactory, Namings, Renames, declared
-from flaxattn.errors import InputError, require_count, unknown
+from flaxattn.errors import InputError, require_least, unknown
 from flaxattn.layers.conv import Conv
+from flaxattn.layers.fields import require_types
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.models.backbone import GLOBAL_POOLS, ResidualBackbone
-from flaxattn.models.block_spec import BlockSpec, Gate, Stages, expand, row
+from flaxattn.models.block_spec import BlockSpec, Gate, Stages, expand, read_table
 from flaxattn.models.inverted_residual import (
     CONVS,
     MIDDLE,
@@ -85,7 +86,8 @@ class InvertedResidualNet(ResidualBackbone):
     free_fields: ClassVar[frozenset[str]] = ResidualBackbone.free_fields | {"timm", "torchvision"}
 
     def __post_init__(self) -> None:
-        self.stages = expand(tuple(tuple(map(row, stage)) for stage in self.stages))
+        self.stages = expand(read_table(self.stages))
+        require_types(self)
         if not self.stages or not all(self.stages):
             raise InputError(
                 f"stages={self.stages} makes no network: use a row or more for each of one or "
@@ -104,8 +106,8 @@ class InvertedResidualNet(ResidualBackbone):
                 raise InputError(
                     f"a row of the table has `{share}`: pass {field}=..., which makes its layers."
                 )
-        require_count("stem_features", self.stem_features, 1)
-        require_count("head_features", self.head_features, 0)
+        require_least("stem_features", self.stem_features, 1)
+        require_least("head_features", self.head_features, 0)
         super().__post_init__()
 
     @property

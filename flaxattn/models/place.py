@@ -7,9 +7,9 @@ from typing import Any
 
 from flax import linen as nn
 
-from flaxattn.attention import ATTENTION, create_attention
+from flaxattn.attention import ATTENTION, LISTED, create_attention, require_name
 from flaxattn.attention.mechanism import declared, layer_of
-from flaxattn.errors import InputError, unknown
+from flaxattn.errors import InputError, shown, unknown
 from flaxattn.models.placement import Placement, Places, Slot, supplied_by_block
 
 # What each slot of a residual block takes.
@@ -55,8 +55,8 @@ def place(slot: str, value: Slot, places: Places) -> Placement | None:
 def _from_mapping(slot: str, fields: dict[str, Any], usual: dict[str, Any]) -> Placement:
     if "name" not in fields:
         raise InputError(
-            f"{slot}={fields!r} does not say which mechanism: add name=..., one of "
-            f"{', '.join(sorted(ATTENTION))}."
+            f"{slot}={shown(fields)} does not say which mechanism: add its name, such as "
+            f"name='se', see `{LISTED}`."
         )
     name, variant = fields.pop("name"), fields.pop("variant", None)
     if "position" in fields and slot != "attention":
@@ -68,7 +68,8 @@ def _from_mapping(slot: str, fields: dict[str, Any], usual: dict[str, Any]) -> P
         usual = usual | {"blocks": "all"}
     _, *names = (field.name for field in dataclasses.fields(Placement))
     where = usual | {field: fields.pop(field) for field in names if field in fields}
-    supplied = supplied_by_block(layer_of(ATTENTION.get(name)))
+    require_name(name)
+    supplied = supplied_by_block(layer_of(ATTENTION[name]))
     create_attention(name, variant=variant, **{**supplied, **fields}, parent=None)  # or InputError
     factory = ATTENTION[name] if variant is None else getattr(ATTENTION[name], variant)
     return Placement(functools.partial(factory, **fields), **where)
@@ -186,8 +187,6 @@ def _require_named(slot: str, placement: Placement, names: Sequence[str]) -> Non
 
 
 def _require_shareable(slot: str, placement: Placement, shareable: bool) -> None:
-    if not isinstance(placement.share, bool):
-        raise InputError(f"{slot} share={placement.share!r}: use True or False.")
     if placement.share and not shareable:
         raise InputError(
             f"{slot} share=True: the blocks of a stage differ in width here; leave it out."
@@ -206,8 +205,6 @@ def _require_shareable(slot: str, placement: Placement, shareable: bool) -> None
 
 
 def _require_graftable(slot: str, placement: Placement, gated: bool) -> None:
-    if not isinstance(placement.graft, bool):
-        raise InputError(f"{slot} graft={placement.graft!r}: use True or False.")
     if not placement.graft:
         return
     if slot == "conv":

@@ -11,6 +11,7 @@ from jax import Array
 from flaxattn.attention.graft import Graft
 from flaxattn.attention.mechanism import LayerFactory, Namings, Renames, declared, layer_of
 from flaxattn.errors import InputError
+from flaxattn.layers.fields import require_types
 
 
 class Places(NamedTuple):
@@ -58,11 +59,12 @@ class Placement:
     graft: bool = False
 
     def __post_init__(self) -> None:
+        require_types(self)
         if isinstance(self.after, str):
             object.__setattr__(self, "after", (self.after,))
         for name in ("stages", "blocks", "after"):
             value = getattr(self, name)
-            if not isinstance(value, str) and (name, value) != ("after", None):
+            if not isinstance(value, str) and (name != "after" or value is not None):
                 value = tuple(value) if isinstance(value, Iterable) else (value,)
                 object.__setattr__(self, name, value)
 

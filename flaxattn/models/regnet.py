@@ -11,8 +11,9 @@ from jax import Array
 
 from flaxattn.attention import SqueezeExcite
 from flaxattn.attention.mechanism import LayerFactory, Namings
-from flaxattn.errors import InputError, require_count
+from flaxattn.errors import InputError, require_least
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out
+from flaxattn.layers.fields import require_types
 from flaxattn.layers.widths import make_divisible
 from flaxattn.models.backbone import ResidualBackbone
 from flaxattn.models.placement import Placement, Places, with_others
@@ -78,10 +79,11 @@ class RegNet(ResidualBackbone):
     }
 
     def __post_init__(self) -> None:
-        if self.se < 0:
-            raise InputError(f"se={self.se} is below 0: use 0 or more.")
-        for field in ("depth", "initial_width", "group_size", "stem_width"):
-            require_count(field, getattr(self, field), 1)
+        require_types(self)
+        require_least("se", self.se, 0)
+        for field in ("depth", "group_size", "stem_width"):
+            require_least(field, getattr(self, field), 1)
+        require_least("initial_width", self.initial_width, 8)
         if self.width_step <= 1 or self.width_slope < 0:
             raise InputError(
                 f"width_step={self.width_step} and width_slope={self.width_slope}: use a step "

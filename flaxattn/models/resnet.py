@@ -9,8 +9,9 @@ from flax import linen as nn
 from jax import Array
 
 from flaxattn.attention.mechanism import LayerFactory, Namings, declared
-from flaxattn.errors import InputError, require_count, unknown
+from flaxattn.errors import InputError, require_least, unknown
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_default
+from flaxattn.layers.fields import require_types
 from flaxattn.models.backbone import ResidualBackbone
 from flaxattn.models.downsampling import DOWNSAMPLING
 from flaxattn.models.place import place
@@ -107,6 +108,7 @@ class ResNet(ResidualBackbone):
     }
 
     def __post_init__(self) -> None:
+        require_types(self)
         self.stage_sizes = tuple(self.stage_sizes)
         if not self.stage_sizes or min(self.stage_sizes) < 1:
             raise InputError(
@@ -130,11 +132,11 @@ class ResNet(ResidualBackbone):
         self.require_known("shortcut", SHORTCUTS)
         self.require_known("downsampling", DOWNSAMPLING)
         for field in ("groups", "group_width", "first_reduction"):
-            require_count(field, getattr(self, field), 1)
+            require_least(field, getattr(self, field), 1)
         for width in self.widths:
-            require_count("width", width, 1)
+            require_least("width", width, 1)
         if self.stem_width is not None:
-            require_count("stem_width", self.stem_width, 1)
+            require_least("stem_width", self.stem_width, 1)
         basic = any(issubclass(block, BasicBlock) for block in self.block_classes)
         for field, usual in _OF_BOTTLENECKS.items():
             if basic and getattr(self, field) != usual:

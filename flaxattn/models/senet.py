@@ -8,6 +8,7 @@ from jax import Array
 
 from flaxattn.attention.mechanism import LayerFactory
 from flaxattn.errors import InputError
+from flaxattn.layers.fields import require_types
 from flaxattn.models.placement import Slot
 from flaxattn.models.residual_block import BasicBlock, Bottleneck, ResidualBlock
 from flaxattn.models.resnet import Block, ResNet
@@ -72,6 +73,7 @@ class SENet(ResNet, kw_only=True):
     }
 
     def __post_init__(self) -> None:
+        require_types(self)
         supported = {"stem_pool": "max", "downsampling": "strides", "output_stride": 32}
         for field, only in supported.items():
             if getattr(self, field) != only:

@@ -11,8 +11,9 @@ from jax import Array
 
 from flaxattn.attention.mechanism import LayerFactory, Namings, declared
 from flaxattn.attention.shared_attention import apply_next
-from flaxattn.errors import InputError, require_count
+from flaxattn.errors import InputError, require_least
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out
+from flaxattn.layers.fields import require_types
 from flaxattn.layers.resize import adaptive_average_pool
 from flaxattn.models.backbone import GLOBAL_POOLS, Backbone
 from flaxattn.models.placement import Places, conv_name, renames_below, same_shape
@@ -73,6 +74,7 @@ class VGG(Backbone):
     free_fields: ClassVar[frozenset[str]] = Backbone.free_fields | {"kernel_init"}
 
     def __post_init__(self) -> None:
+        require_types(self)
         self.stage_sizes = tuple(self.stage_sizes)
         if len(self.stage_sizes) != 5 or min(self.stage_sizes) < 1:
             raise InputError(
@@ -80,8 +82,8 @@ class VGG(Backbone):
                 f"1 or more."
             )
         self.require_known("head", HEADS)
-        require_count("width", self.width, 1)
-        require_count("hidden_features", self.hidden_features, 1)
+        require_least("width", self.width, 1)
+        require_least("hidden_features", self.hidden_features, 1)
         super().__post_init__()
 
     @property
@@ -141,7 +143,7 @@ class VGG(Backbone):
         x = self.drop(jax.nn.relu(self.fc6(x)), deterministic=not train)
         return GLOBAL_POOLS[self.global_pool](jax.nn.relu(self.fc7(x)))
 
-    def features(self, images: Array, train: bool = False) -> list[Array]:
+    def level_maps(self, images: Array, train: bool) -> list[Array]:
         if min(images.shape[1:3]) < 32:
             raise InputError(
                 f"images of {images.shape[1]}x{images.shape[2]} pixels leave nothing after five "

@@ -2,11 +2,13 @@
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from flaxattn.errors import InputError
+from flaxattn.errors import InputError, unknown
+from flaxattn.layers.fields import require_fields, require_type
 
 
 def base_config() -> ConfigDict:
@@ -104,9 +106,18 @@ _NOT_NEGATIVE = (
 )
 
 
+_OF_THE_MODEL = ("model", "init.graft")
+
+
 def require_valid(config: ConfigDict) -> None:
-    """InputError for a number that no run can have."""
+    """InputError for a field that is not `base_config`'s, or not of its kind, and for a number that
+    no run can have.
+
+    What stands below `model` and `init.graft` is the model's.
+    """
+    require_type("config", config, ConfigDict)
     fields = config.to_dict()
+    _require_fields(fields, base_config().to_dict())
 
     def require(name: str, holds: Callable[[float], bool], legal: str) -> None:
         value = functools.reduce(lambda inner, key: inner[key], name.split("."), fields)
@@ -121,6 +132,25 @@ def require_valid(config: ConfigDict) -> None:
         require(name, lambda value: 0 <= value < 1, "a number from 0 to below 1")
     for name in _NOT_NEGATIVE:
         require(name, lambda value: value >= 0, "0 or more")
+
+
+def _require_fields(fields: dict[str, Any], usual: dict[str, Any], prefix: str = "") -> None:
+    """InputError unless `fields` are the usual ones, each of the kind of the usual value."""
+    for name in fields:
+        if name not in usual:
+            raise unknown("config field", prefix + name, (prefix + other for other in usual))
+    require_fields(fields, {name: _kind_of(value) for name, value in usual.items()}, prefix)
+    for name, value in usual.items():
+        if isinstance(value, dict) and prefix + name not in _OF_THE_MODEL:
+            _require_fields(fields[name], value, f"{prefix}{name}.")
+
+
+def _kind_of(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Mapping
+    if isinstance(value, tuple):
+        return Sequence[float] if value else Sequence[Any]
+    return type(value)
 
 
 def option(arg: str | None, default: str) -> tuple[str, bool]:

@@ -26,11 +26,12 @@ def require_platform(platform: str | None) -> None:
     asked = platform or jax.config.values["jax_platforms"]
     try:
         found = jax.default_backend()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # the latter without CUDA's plugin
+        said = str(error).partition("\n")[0]
         raise InputError(
             f"a {asked} was asked for and JAX finds none on this machine: install JAX for it "
-            f"(pip install 'jax[{_EXTRAS.get(asked, asked)}]'), or use "
-            f"--platform=cpu. JAX says: {str(error).splitlines()[0]}"
+            f"(pip install 'jax[{_EXTRAS.get(asked, asked)}]'), or use --platform=cpu."
+            + (f" JAX says: {said}" if said else "")
         ) from error
     if found == "cpu" and not asked and (kind := accelerator_in(Path("/"))):
         raise InputError(

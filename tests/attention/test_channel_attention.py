@@ -138,7 +138,7 @@ def test_what_it_cannot_do():
     fails(r"unknown output 'gates': did you mean gate\?", output="gates")
     fails(r"unknown pool 'mean': .* Known: avg, lp, lse, max", pools=("mean", "max"))
     fails(r"pools=\(\) leaves nothing to pool", pools=())
-    fails(r"pools='avg' is a single name: pass a tuple, pools=\('avg',\)", pools="avg")
+    fails("pools='avg' must be a sequence of strings", pools="avg")
 
 
 def test_bfloat16():

@@ -91,7 +91,7 @@ def test_experts_add_up(x):
             "kernel_size=7 with dilation=1 covers 7 .* axis of 5, 5 with padding=0",
         ),
         ({"padding": -1}, None, "padding=-1 is below zero"),
-        ({"padding": (1, 1)}, None, r"padding=\(1, 1\) must be an integer\."),
+        ({"padding": (1, 1)}, None, r"padding=\(1, 1\) must be an integer or None\."),
         ({"kernel_size": 0}, None, "kernel_size=0 is below one"),
         ({"kernel_size": 0, "padding": 0}, None, "kernel_size=0 is below one"),
         ({"kernel_size": (3, 3)}, None, r"kernel_size=\(3, 3\) must be an integer\."),

@@ -91,7 +91,7 @@ def test_memory_grows_with_the_cross_not_with_the_map():
     ("fields", "sentence"),
     [
         ({"reduction": 32}, "reduction=32 leaves no channel of 16"),
-        ({"recurrence": 0}, "recurrence=0 is below one: use 1 or more passes"),
+        ({"recurrence": 0}, "recurrence=0 must be a number of passes: use 1 to 16"),
     ],
 )
 def test_refuses(fields, sentence):

@@ -137,7 +137,7 @@ def test_gate_is_the_call_without_pooling_and_multiplication():
     [
         (EfficientChannel(kernel_size=4), r"kernel_size=4 .* use an odd one, such as 3 or 5"),
         (EfficientChannel.circular(kernel_size=4), r"kernel_size=4 .* use an odd one"),
-        (EfficientChannel.circular(kernel_size=7), r"kernel_size=7 .* the 2 chan.* at most 5"),
+        (EfficientChannel.circular(kernel_size=7), r"kernel_size=7 .* 2 channels.* at most 5"),
         (EfficientChannel(min_kernel_size=4), r"^min_kernel_size=4 .* such as 3 or 5"),
         (EfficientChannel(reduction=0), r"reduction=0 is below one"),
         (EfficientChannel(gamma=0.0), r"gamma=0.0 is not positive"),

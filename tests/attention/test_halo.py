@@ -136,7 +136,7 @@ def test_bfloat16(x):
         ({}, "block_size=8 must divide both the height and the width of a map, .* is 8x12"),
         ({"block_size": 0}, "block_size=0 must divide"),
         ({"block_size": 4, "strides": 3}, "strides=3 must divide"),
-        ({"block_size": 4, "halo_size": -1}, "halo_size=-1 is negative"),
+        ({"block_size": 4, "halo_size": -1}, "halo_size=-1 must be 0 to 128"),
         ({"block_size": 4, "num_heads": 5}, "num_heads=5 cannot share 32 channels"),
         ({"block_size": 4, "qk_ratio": 0.0}, "qk_ratio=0.0 leaves none"),
     ],

@@ -130,7 +130,7 @@ def test_what_it_cannot_do(x):
     fails(r"unknown output 'scale': did you mean scaled\?", output="scale")
     fails(r"unknown pool 'mean': .* Known: avg, max", pools=("mean", "max"))
     fails(r"pools=\(\) leaves nothing to pool", pools=())
-    fails(r"pools='avg' is a single name: pass a tuple, pools=\('avg',\)", pools="avg")
+    fails("pools='avg' must be a sequence of strings", pools="avg")
 
 
 def test_bfloat16():

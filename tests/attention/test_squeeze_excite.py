@@ -138,7 +138,7 @@ def test_gate_is_the_call_without_pooling_and_multiplication():
         (SqueezeExcite(hidden_features=0), r"hidden_features=0 is below one"),
         (SqueezeExcite(divisor=0), r"divisor=0 is below one"),
         (SqueezeExcite.grouped(groups=3), r"groups=3 must divide both the 8 input"),
-        (SqueezeExcite.grouped(groups=0), r"groups=0 is below one"),
+        (SqueezeExcite.grouped(groups=0), r"groups=0 is below 1"),
         (SqueezeExcite(groups=4, reduction=4), r"groups=4 must divide .* the 2 features"),
     ],
 )

@@ -151,7 +151,7 @@ def test_bfloat16():
     ("fields", "sentence"),
     [
         ({"num_heads": 3}, "num_heads=3 cannot share 32 channels evenly"),
-        ({"window_size": 0}, "window_size=0 is below one"),
+        ({"window_size": 0}, "window_size=0 must be 1 to 64"),
         ({"shift_size": 7}, "shift_size=7 does not lie within a window: use 0 to 6"),
         ({"shift_size": -1}, "shift_size=-1 does not lie"),
     ],

@@ -11,6 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from flaxattn.data import digits
+from flaxattn.errors import InputError
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -180,5 +181,5 @@ digits.prepare({str(tmp_path)!r})
 
 def test_an_error_that_is_no_race_is_raised(tmp_path):
     (tmp_path / "digits").write_text("a file where the folder should be")
-    with pytest.raises(OSError, match="digits"):
+    with pytest.raises(InputError, match=r"data_dir=.*Not a directory.*can be written"):
         digits.prepare(tmp_path)

@@ -231,6 +231,28 @@ def test_a_name_like_no_other_gets_no_guess(tmp_path):
         open_source(tfds_config("qqqqqqqqqqqq", tmp_path), "train")
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"name": "a/b/c"}, "name='a/b/c' cannot be a TFDS set's: use such as 'cifar10'"),
+        ({"name": 5}, "name=5 must be a string"),
+        ({"data_dir": None}, "data_dir=None must be a string"),
+        ({"data_dir": "\0", "name": "digits"}, "digits cannot be prepared in data_dir='.x00'"),
+        ({"source": 3}, "source=3 must be a string"),
+    ],
+)
+def test_a_config_that_names_no_set(tmp_path, change, sentence):
+    with pytest.raises(InputError, match=sentence) as error:
+        open_source(tfds_config("cifar10", tmp_path) | change, "train")
+    one_sentence(error)
+
+
+@pytest.mark.parametrize("config", [{}, {"source": "tfds"}, 5])
+def test_what_is_no_config(config):
+    with pytest.raises(InputError, match="must be a"):
+        open_source(config, "train")
+
+
 def test_a_set_prepared_in_another_format_is_refused(tmp_path, data_dir):
     shutil.copytree(data_dir, tmp_path, dirs_exist_ok=True)
     (info,) = tmp_path.glob("digits/*/dataset_info.json")

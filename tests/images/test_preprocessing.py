@@ -1,5 +1,7 @@
 """Images are prepared as timm prepares them, bit for bit."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -100,13 +102,43 @@ def test_grey():
         ("std", [0.5, 0, 0.5], "do not fit 3 channels"),
         ("mean", "black", "cannot be read"),
         ("crop_pct", -1, "must be above 0"),
-        ("crop_pct", float("nan"), "must be above 0"),
-        ("crop_pct", float("inf"), "must be above 0"),
+        ("crop_pct", float("nan"), "crop_pct=nan must be a finite number"),
+        ("crop_pct", float("inf"), "crop_pct=inf must be a finite number"),
     ],
 )
 def test_a_config_that_cannot_be(field, value, sentence):
     with pytest.raises(InputError, match=sentence):
         Preprocessing.of(CONFIG | {field: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        (
+            {"std": (math.nan,) * 3},
+            r"Preprocessing\.std=\(nan, .* must be a sequence of fin",
+        ),
+        ({"mean": ("a",)}, r"mean=\('a',\) must be"),
+        ({"input_size": (24, 24)}, r"input_size=\(24, 24\) must be \(an integer, an integer, an"),
+        ({"crop_mode": None}, "crop_mode=None must be a string"),
+        ({"crop_mode": "border"}, "an image of 1000x1 would become 256x0: use a size of 1x1"),
+        ({"crop_pct": 1e-4}, "an image of 1000x1 would become 2240000000x2240000: use a size of"),
+    ],
+)
+def test_fields_that_cannot_be(fields, sentence):
+    thin = Image.fromarray(np.zeros((1000, 1, 3), np.uint8))
+    with pytest.raises(InputError, match=sentence):
+        Preprocessing(**fields)(thin)
+
+
+def test_a_config_is_read_as_it_lies_on_the_hub():
+    """Most of timm's config.json stands one level down; what stands above wins."""
+    nested = {"architecture": "resnet18", "crop_pct": 0.9, "pretrained_cfg": CONFIG}
+    assert Preprocessing.of(nested) == Preprocessing.of(CONFIG | {"crop_pct": 0.9})
+    assert Preprocessing.of(nested) != Preprocessing.of({"crop_pct": 0.9})
+    assert class_names({"pretrained_cfg": {"label_names": ["n01"]}}) == ("n01",)
+    with pytest.raises(InputError, match="pretrained_cfg=3 must be a mapping"):
+        Preprocessing.of({"pretrained_cfg": 3})
 
 
 @quick

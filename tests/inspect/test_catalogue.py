@@ -145,8 +145,8 @@ def test_a_variant_that_refuses_the_map_has_no_cost(capsys):
         (["describe", "cbma"], "unknown attention 'cbma': did you mean cbam"),
         (["describe", "psa"], "'psa' could be any of three papers' layers"),
         (["describe", "se", "--features", "8"], "reduction=16 leaves no channel of 8"),
-        (["describe", "se", "--features", "0"], "features=0 is below one"),
-        (["describe", "se", "--size", "-1"], "size=-1 is below one"),
+        (["describe", "se", "--features", "0"], "features=0 must be 1 to"),
+        (["describe", "se", "--size", "-1"], "size=-1 must be 1 to"),
     ],
 )
 def test_bad_arguments_get_a_sentence(arguments, sentence, capsys):

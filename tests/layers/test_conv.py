@@ -91,11 +91,11 @@ def test_nothing_is_below_one(fields):
     ("fields", "sentence"),
     [
         ({"padding": -1}, "padding=-1 is below zero: use 0 or more"),
-        ({"features": "4"}, "features='4' must be an integer."),
-        ({"strides": 1.5}, "strides=1.5 must be an integer, or 2 of them"),
+        ({"features": "4"}, "Conv.features='4' must be an integer."),
+        ({"strides": 1.5}, "strides=1.5 must be an integer or a sequence of integers"),
         (
             {"kernel_size": (3,)},
-            r"kernel_size=\(3,\) must be an integer, or 2 of them",
+            r"kernel_size=\(3,\) must be an integer, or 2, one for each axis",
         ),
         ({"padding": 0, "groups": 4}, "kernel_size=3 with dilation=1 covers 3 positions of an "),
         ({"kernel_size": 5, "padding": 1}, "of an axis of 2, 4 with padding=1: use a larger map"),
@@ -104,9 +104,12 @@ def test_nothing_is_below_one(fields):
     ids=str,
 )
 def test_what_is_no_convolution(fields, sentence):
-    conv = Conv(**{"features": 4, "kernel_size": 3, **fields})
+    def make():
+        conv = Conv(**{"features": 4, "kernel_size": 3, **fields})
+        return conv.init(jax.random.key(0), jnp.ones((1, 2, 6, 4)))
+
     with pytest.raises(InputError, match=sentence):
-        conv.init(jax.random.key(0), jnp.ones((1, 2, 6, 4)))
+        make()
 
 
 def test_numbers_of_numpy_count_as_integers():

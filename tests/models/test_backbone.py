@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+import torch
 
 from flaxattn import InputError, create_model, initialise
 from tests.models.networks import X, check_logits, our_shapes, shapes_of
@@ -109,7 +110,7 @@ def test_what_replaces_a_convolution_is_dilated_too():
     ("name", "fields", "sentence"),
     [
         ("resnet18", {"output_stride": 4}, "output_stride=4: use 8, 16 or 32"),
-        ("efficientnet_b0", {"output_stride": "8"}, "output_stride='8': use 8, 16 or 32"),
+        ("efficientnet_b0", {"output_stride": "8"}, "output_stride='8' must be an integer"),
         ("resnet18", {"multi_grid": (1, 0)}, "multi_grid=0 is below 1"),
         (
             "legacy_seresnet18",
@@ -144,3 +145,62 @@ def test_maps_can_be_had_after_any_block():
     for position in ((4, 0), (2, 2), (2, -3), (-1, 0)):
         with pytest.raises(InputError, match=r"stages 1 to 3 with \(1, 2, 1\) blocks"):
             model.apply(variables, x, [position], method="maps")
+
+
+TINY = {"stage_sizes": (1,), "width": 8, "num_classes": 3}
+
+
+@pytest.mark.parametrize("method", ["__call__", "features"])
+@pytest.mark.parametrize(
+    ("images", "sentence"),
+    [
+        (np.zeros((2, 3, 32, 32), np.float32), r"\(2, 3, 32, 32\) have their channels before"),
+        (
+            np.zeros((32, 32, 3), np.float32),
+            r"images of shape \(32, 32, 3\) is not .*images\[None\]",
+        ),
+        (np.zeros((2, 32, 32, 3), np.uint8), r"images is of dtype uint8.*images\.astype"),
+        (np.zeros((0, 32, 32, 3), np.float32), r"images of shape \(0, 32, 32, 3\) is empty"),
+        (torch.zeros(2, 32, 32, 3), "must be an array of JAX or NumPy"),
+    ],
+    ids=lambda value: str(getattr(value, "shape", "")),
+)
+def test_what_is_no_batch_of_images_gets_a_sentence(images, sentence, method):
+    model = create_model("resnet18", **TINY)
+    with pytest.raises(InputError, match=sentence):
+        model.init(jax.random.key(0), images, method=method)
+    with pytest.raises(InputError, match=sentence):
+        model.apply(shapes_of(model), images, method=method)
+
+
+@pytest.mark.parametrize(
+    ("change", "images", "sentence"),
+    [
+        (
+            lambda given: given,
+            X.update(shape=(2, 64, 64, 1)),
+            r"not for such images.*\(7, 7, 1, 8\).*\(7, 7, 3, 8\)",
+        ),
+        (lambda given: {"params": given["params"]}, X, 'Flax says: .*"batch_stats" in "/bn1"'),
+        (lambda _: {}, X, "are not those of this ResNet.*give apply all of them"),
+        (
+            lambda given: given | {"params": given["params"] | {"fc": {}}},
+            X,
+            'are not those of this ResNet.*"/fc"',
+        ),
+    ],
+    ids=["grey", "no statistics", "nothing", "no head"],
+)
+def test_variables_that_are_not_its_own_get_a_sentence(change, images, sentence):
+    model = create_model("resnet18", **TINY)
+    with pytest.raises(InputError, match=sentence) as error:
+        jax.eval_shape(model.apply, change(shapes_of(model)), images)
+    assert len(str(error.value)) <= 600
+
+
+def test_running_statistics_that_may_not_move_get_a_sentence():
+    model = create_model("resnet18", **TINY)
+    with pytest.raises(
+        InputError, match=r"use apply\(\.\.\., mutable=\['batch_stats'\]\), and keep"
+    ):
+        jax.eval_shape(lambda given, x: model.apply(given, x, train=True), shapes_of(model), X)

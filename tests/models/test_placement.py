@@ -473,7 +473,7 @@ def test_a_models_weights_go_out_and_come_back_under_a_layers_naming():
         ("attention", "simplified_psa", "simplified_psa is a head"),
         ("attention", SqueezeExcite(), r"weights all blocks would share: pass the class"),
         ("attention", nn.Dense, "Dense does not say its role"),
-        ("attention", 3, "3 makes no layer"),
+        ("attention", 3, "=3 must be a"),
         ("attention", lambda **fields: Probe(**fields), "makes no layer"),
         ("attention", {"stages": (1,)}, "does not say which mechanism"),
         ("attention", "sse", "unknown attention 'sse': did you mean se"),
@@ -519,7 +519,7 @@ def test_a_models_weights_go_out_and_come_back_under_a_layers_naming():
         ("attention", Placement(EfficientChannel, position="in"), "position 'in'"),
         ("conv", {"name": "sk", "share": True}, "share=True in the conv slot.*leave it out"),
         ("conv", Placement(ProbeConv, share=True), "share=True in the conv slot"),
-        ("attention", {"name": "se", "share": "stage"}, "share='stage': use True or False"),
+        ("attention", {"name": "se", "share": "stage"}, "share='stage' must be True or False"),
         (
             "attention",
             {"name": "dia", "share": True, "position": "mid"},

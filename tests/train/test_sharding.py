@@ -32,9 +32,12 @@ def test_devices_are_named():
     assert sharding.describe_devices(jax.devices()) == "8 x CPU (cpu)"
 
 
-def test_an_accelerator_that_is_not_there(monkeypatch):
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Unable to initialize backend 'tpu'\nmore"), AssertionError()]
+)
+def test_an_accelerator_that_is_not_there(monkeypatch, error):
     def no_backend():
-        raise RuntimeError("Unable to initialize backend 'tpu'\nmore")
+        raise error
 
     monkeypatch.setattr(jax, "default_backend", no_backend)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)

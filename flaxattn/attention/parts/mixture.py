@@ -10,9 +10,9 @@ from jax.typing import DTypeLike
 
 from flaxattn.layers.conv import (
     Initializer,
+    per_axis,
     require_fit,
     require_groups,
-    require_integers,
     require_odd,
 )
 from flaxattn.layers.cpu_conv import Geometry, native
@@ -46,13 +46,13 @@ def mixed_convolution(layer: Any, x: Array, weights: Array, *, padding: int | No
     Elsewhere the samples are groups of one convolution, which stores no sum of products.
     """
     for field in ("features", "kernel_size", "strides", "dilation", "groups"):
-        require_integers(layer, field, 1, least=1)
+        per_axis(layer, field, 1, least=1)
     require_groups(layer.groups, x.shape[-1], layer.features)
     size = layer.kernel_size
     if padding is None:
         margin = layer.dilation * (require_odd(size) - 1) // 2
     else:
-        (margin,) = require_integers(layer, "padding", 1, least=0)
+        (margin,) = per_axis(layer, "padding", 1, least=0)
     require_fit(x.shape[1:3], (size,) * 2, (margin,) * 2, (layer.dilation,) * 2)
     count = weights.shape[-1]
     dtype = layer.dtype or x.dtype

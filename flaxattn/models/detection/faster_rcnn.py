@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import LayerFactory, Namings
-from flaxattn.errors import InputError, require_count, unknown
+from flaxattn.errors import InputError, require_least, unknown
 from flaxattn.layers.norm import FrozenBatchNorm
 from flaxattn.models import create_model
 from flaxattn.models.detection.pyramid import FUSIONS, POSITIONS, PyramidBackbone
@@ -92,7 +92,7 @@ class FasterRCNN(nn.Module):
     head_name: ClassVar[str] = "roi_heads/box_predictor"
 
     def __post_init__(self) -> None:
-        require_count("num_classes", self.num_classes, 2)
+        require_least("num_classes", self.num_classes, 2)
         for field in ("body", "proposals", "heads"):  # hashable, as a module's fields should be
             setattr(self, field, FrozenDict(getattr(self, field)))
         for field, part in (("proposals", RegionProposals), ("heads", RoiHeads)):

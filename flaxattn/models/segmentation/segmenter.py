@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.attention.mechanism import LayerFactory, Namings, Renames, declared
-from flaxattn.errors import require_count, unknown
+from flaxattn.errors import require_least, unknown
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.resize import resize_bilinear
 from flaxattn.models.place import place
@@ -78,7 +78,7 @@ class Segmenter(nn.Module, kw_only=True):
     norm: Callable[..., nn.Module] = BatchNorm
 
     def __post_init__(self) -> None:
-        require_count("num_classes", self.num_classes, 1)
+        require_least("num_classes", self.num_classes, 1)
         if self.naming not in SOURCES:
             raise unknown("naming", self.naming, SOURCES)
         self.attention = place("attention", self.attention, Places([1], ("out",)))
