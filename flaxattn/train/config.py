@@ -46,6 +46,14 @@ def base_config() -> ConfigDict:
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)
     config.data.eval_resize = 256  # the shorter side, before the centre is cropped
+    # Of images with masks (in evaluation) or objects: height and width that hold the largest.
+    config.data.canvas = (512, 512)
+    # Of images with objects: the shorter side (of several, one is drawn for each training image),
+    # the most of the longer one, and how many objects an image may have.
+    config.data.min_size = 800
+    config.data.max_size = 1333
+    config.data.max_objects = 64
+    config.data.metric = "voc2012"  # of boxes: "voc2012", "voc2007", "coco50" or "coco"
     config.data.augment = ConfigDict()
     config.data.augment.crop = "resized"  # or "padded", "center"
     config.data.augment.scale = (0.08, 1.0)

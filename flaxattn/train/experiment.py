@@ -23,7 +23,7 @@ from flaxattn.data import (
 )
 from flaxattn.errors import InputError, unknown
 from flaxattn.layers.precision import at_least_float32
-from flaxattn.tasks import Classification, MultiLabel, Task
+from flaxattn.tasks import Classification, Detection, MultiLabel, Task
 from flaxattn.tasks.task import abstract_batch, add_up
 from flaxattn.train.config import require_valid
 from flaxattn.train.phases import Phase, make_phases
@@ -39,7 +39,11 @@ from flaxattn.train.step import (
     make_train_step,
 )
 
-TASKS: dict[str, type[Task]] = {"classification": Classification, "multilabel": MultiLabel}
+TASKS: dict[str, type[Task]] = {
+    "classification": Classification,
+    "multilabel": MultiLabel,
+    "detection": Detection,
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,7 +56,7 @@ def make_train_step(
                 *task.inputs(batch),
                 train=True,
                 mutable=["batch_stats"],
-                rngs={"dropout": key},
+                rngs={"dropout": key, "sample": jax.random.fold_in(key, 1)},
             )
             loss, logged = task.loss(outputs, batch)
         moved = updates.get("batch_stats", {})

@@ -36,7 +36,7 @@ class FasterRCNN(nn.Module):
 
         detections = model.apply(variables, images, sizes)
         losses = model.apply(
-            variables, images, sizes, targets, method="losses", rngs={"sample": key}
+            variables, images, sizes, targets, train=True, rngs={"sample": key}
         )
 
     Images (N, H, W, C), already normalised, resized, and padded with zeros below and on the right
@@ -63,9 +63,9 @@ class FasterRCNN(nn.Module):
         dtype: of the convolutions; boxes, scores and losses are float32 or wider.
         param_dtype: of parameters and running statistics.
 
-    Under `jit` over a sharded batch, XLA gathers the batch for the proposals. Under `jax.shard_map`
-    over it nothing is exchanged: add up each `Ratio` of the losses, its numerator and its
-    denominator, over the devices before you divide.
+    Under a mesh with an axis `data` each device makes the proposals, samples and detections of its
+    own images (`on_each_device`). Under `jax.shard_map` nothing is exchanged at all: add up each
+    `Ratio` of the losses, its numerator and its denominator, over the devices before you divide.
 
     Deviation: with `head_norm`, in train mode, statistics of the box head include the places of
     samples that are missing where an image has fewer boxes than `num_samples`.
@@ -122,9 +122,24 @@ class FasterRCNN(nn.Module):
         self.rpn = RegionProposals(self.features, **dtypes, **self.proposals)
         self.roi_heads = RoiHeads(self.num_classes, norm=head_norm, **dtypes, **self.heads)
 
-    def __call__(self, images: Array, sizes: Array | None = None) -> Detections:
-        """What is in the images, boxes cut at the edges of their `sizes`."""
+    def __call__(
+        self,
+        images: Array,
+        sizes: Array | None = None,
+        targets: Targets | None = None,
+        train: bool = False,
+    ) -> Detections | dict[str, Ratio]:
+        """What is in the images, boxes cut at the edges of their `sizes`; in train mode `losses`.
+
+        Raises InputError for train mode without sizes or targets.
+        """
         canvas = images.shape[1:3]
+        if train:
+            if sizes is None or targets is None:
+                raise InputError(
+                    "train=True returns losses: pass apply(variables, images, sizes, targets, ...)."
+                )
+            return self.losses(images, sizes, targets)
         if sizes is None:
             sizes = jnp.tile(jnp.array([canvas]), (len(images), 1))
         maps = self.pyramid(images)

@@ -1,7 +1,7 @@
 """The region proposal network: where objects may be."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from flaxattn.errors import InputError
 from flaxattn.layers.conv import Conv
 from flaxattn.layers.precision import at_least_float32
+from flaxattn.layers.sharded import on_each_device
 from flaxattn.models.detection.anchors import anchors
 from flaxattn.models.detection.boxes import clip, decode, encode, has_sides
 from flaxattn.models.detection.nms import nms
@@ -164,8 +165,10 @@ class RegionProposals(nn.Module):
             valid = has_sides(boxes, _LEAST_SIDE) & (scores >= self.score_threshold)
             return boxes, scores, nms(boxes, threshold=self.nms_threshold, valid=valid)
 
-        def best_of_image(logits: list[Array], deltas: list[Array], size: Array) -> Proposals:
-            levels = zip(logits, deltas, predictions.anchors, strict=True)
+        def best_of_image(
+            own: list[Array], logits: list[Array], deltas: list[Array], size: Array
+        ) -> Proposals:
+            levels = zip(logits, deltas, own, strict=True)
             found = [best_of_level(*level, size) for level in levels]
             boxes, scores, keep = (jnp.concatenate(parts) for parts in zip(*found, strict=True))
             scores, index = lax.top_k(jnp.where(keep, scores, -1), min(after, len(scores)))
@@ -173,7 +176,8 @@ class RegionProposals(nn.Module):
             return Proposals(jnp.where(valid[:, None], boxes[index], 0), valid)
 
         given = lax.stop_gradient((predictions.logits, predictions.deltas))
-        return jax.vmap(best_of_image)(*given, sizes)
+        best = jax.vmap(best_of_image, in_axes=(None, 0, 0, 0))
+        return on_each_device(best, predictions.anchors)(*given, sizes)
 
     def losses(self, predictions: Predictions, targets: Targets, keys: Array) -> dict[str, Ratio]:
         """Binary cross-entropy of the sampled anchors, and smooth L1 of the positive ones' deltas.
@@ -184,8 +188,7 @@ class RegionProposals(nn.Module):
         logits = jnp.concatenate(predictions.logits, axis=1)
         deltas = jnp.concatenate(predictions.deltas, axis=1)
 
-        def choose(image: tuple[Array, Targets]):
-            key, own = image
+        def choose(all_anchors: Array, key: Array, own: Targets):
             boxes = own.boxes.astype(all_anchors.dtype)
             matches = match(
                 all_anchors,
@@ -207,7 +210,10 @@ class RegionProposals(nn.Module):
             return samples, encode(near, all_anchors[samples.chosen])
 
         # Image by image: the overlaps of 270,000 anchors with 64 objects take 69 MB.
-        samples, wanted = lax.map(choose, (keys, targets))
+        def one_by_one(all_anchors: Array, *images: Any):
+            return lax.map(lambda image: choose(all_anchors, *image), images)
+
+        samples, wanted = on_each_device(one_by_one, all_anchors)(keys, targets)
         logits = jnp.take_along_axis(logits, samples.chosen, axis=1)
         deltas = jnp.take_along_axis(deltas, samples.chosen[:, :, None], axis=1)
         is_object = samples.positive.astype(logits.dtype)

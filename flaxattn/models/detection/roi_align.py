@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax import Array, lax
 
 from flaxattn.errors import unknown
 from flaxattn.layers.precision import at_least_float32
+from flaxattn.layers.sharded import on_each_device
 from flaxattn.models.detection.boxes import area
 
 # A box of this side is read from the level with strides 2 ** _CANONICAL_LEVEL.
@@ -60,11 +62,12 @@ def roi_align(
             functools.partial(_FORMULATIONS[name], strides=strides, output_size=output_size)
         )
 
-    if formulation == "auto":
-        pooled = lax.platform_dependent(maps, boxes, levels, tpu=by("matmul"), default=by("gather"))
-    else:
-        pooled = by(formulation)(maps, boxes, levels)
-    return pooled.astype(maps[0].dtype)
+    def pool(*given: Any) -> Array:
+        if formulation == "auto":
+            return lax.platform_dependent(*given, tpu=by("matmul"), default=by("gather"))
+        return by(formulation)(*given)
+
+    return on_each_device(pool)(maps, boxes, levels).astype(maps[0].dtype)
 
 
 def _levels(boxes: Array, first: int, last: int) -> Array:

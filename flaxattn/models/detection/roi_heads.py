@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from flaxattn.attention.mechanism import LayerFactory
 from flaxattn.layers.conv import kaiming_fan_out, torch_default
 from flaxattn.layers.precision import at_least_float32
+from flaxattn.layers.sharded import on_each_device
 from flaxattn.models.detection.boxes import clip, decode, encode, has_sides
 from flaxattn.models.detection.conv_norm import apply, conv_norm
 from flaxattn.models.detection.nms import nms
@@ -220,7 +221,7 @@ class RoiHeads(nn.Module):
                 valid,
             )
 
-        return jax.vmap(best_of_image)(logits, deltas, proposals, sizes)
+        return on_each_device(jax.vmap(best_of_image))(logits, deltas, proposals, sizes)
 
     def losses(
         self,
@@ -235,7 +236,7 @@ class RoiHeads(nn.Module):
 
         Both are divided by the number of all sampled boxes. keys: (N,), of the samples.
         """
-        regions = jax.vmap(self._regions)(proposals, targets, keys)
+        regions = on_each_device(jax.vmap(self._regions))(proposals, targets, keys)
         regions = lax.stop_gradient(regions)
         logits, deltas = self(maps, strides, regions.boxes, train)
         labels = regions.labels[:, :, None]
