@@ -46,7 +46,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64
 HUGE = 10**9
 NUMBERS = [-1, 0, 1, 2, 3, HUGE, -0.5, 2.5, 1e9, math.nan, math.inf, np.float32(3)]
 SEQUENCES = [(), (3,), (3, 5), [0, 0], (-1, HUGE), ("a", "b"), (1, 2, 3, 4, 5), (None,)]
-OTHERS = [None, True, False, "", "16", "se", b"x", {"a": {"b": 1}}, object(), np.arange(2)]
+THING = type("Thing", (), {"__repr__": lambda _: "<thing>"})()  # the same name in every process
+OTHERS = [None, True, False, "", "16", "se", b"x", {"a": {"b": 1}}, THING, np.arange(2)]
 WRONG = [*NUMBERS, *SEQUENCES, *OTHERS]
 wrong = st.sampled_from(WRONG)
 
@@ -122,7 +123,7 @@ def test_every_field_says_what_it_takes(layer):
     required = {name: REQUIRED.get(name, 8) for name in required_fields(layer)}
     for field in own_fields(layer):
         with pytest.raises(InputError, match=rf"{field}=<object object at .*> must be "):
-            layer(**required | {field: object()})
+            layer(**required | {field: THING})
 
 
 @examples
