@@ -122,7 +122,7 @@ def test_every_field_says_what_it_takes(layer):
     """Its annotation is read, and nothing takes whatever it is given."""
     required = {name: REQUIRED.get(name, 8) for name in required_fields(layer)}
     for field in own_fields(layer):
-        with pytest.raises(InputError, match=rf"{field}=<object object at .*> must be "):
+        with pytest.raises(InputError, match=rf"{field}=<thing> must be "):
             layer(**required | {field: THING})
 
 
