@@ -44,7 +44,7 @@ def plain():
         ({"position": "input", "stages": (1, 3)}, {"attention_blocks_0", "attention_blocks_2"}),
         ({"position": "lateral", "share": True}, {"attention_block"}),
     ],
-    ids=str,
+    ids=["post", "input", "lateral"],
 )
 def test_layers_stand_where_they_are_placed(where, layers):
     attended = pyramid({"name": "se", "reduction": 2, **where})
