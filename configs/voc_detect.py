@@ -72,7 +72,7 @@ def _scenes(config: ConfigDict) -> None:
     config.data.name = "scenes"
     config.data.eval_split = "val"
     config.data.canvas = (128, 128)
-    config.data.min_size = 96
+    config.data.min_size = (96,)
     config.data.max_size = 128
     config.data.max_objects = 8
     config.data.augment.flip = False  # a mirrored digit is none

@@ -189,6 +189,24 @@ def test_the_snippets_about_segmentation_run_in_their_order(tmp_path, monkeypatc
             np.testing.assert_array_equal(back[key.replace("features", "backbone")], tensor)
 
 
+def test_the_snippets_about_detection_run_in_their_order(tmp_path, monkeypatch):
+    """On a smaller canvas; that the detections are torchvision's is another test."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.arange(40 * 60 * 3, dtype=np.uint8).reshape(40, 60, 3)).save("street.jpg")
+    torch.manual_seed(0)
+    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    network = getattr(torchvision.models.detection, name)(weights=None, weights_backbone=None)
+    torch.save(network.state_dict(), f"{name}-907ea3f9.pth")
+    names = {}
+    drawing, attention = blocks(ROOT / "docs" / "detection.md", "python")
+    drawing = drawing.replace("640", "96").replace("320,", "64,")
+    for snippet in (drawing, attention):
+        exec(compile(snippet, "detection.md", "exec"), names)
+    assert names["found"].boxes.shape == (1, 100, 4)
+    assert decode("found.png", channels=3).shape == (40, 60, 3)
+    assert names["model"].attention.share
+
+
 def test_the_snippets_of_the_readme_run_in_their_order(files):
     names = {}
     snippets = blocks(PAGES[0], "python")

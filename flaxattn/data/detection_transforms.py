@@ -9,9 +9,7 @@
     difficult: bool (G,), which of these count neither as found nor as missed
     image_id: int32 ()
 
-An image is resized by min(min_size / its shorter side, max_size / its longer one), as in
-torchvision's GeneralizedRCNNTransform, and by less where it would not fit on the canvas: a square
-canvas of max_size holds everything. All images of a run share one canvas, so that a program is
+An image is resized as `on_canvas` says. All images of a run share one canvas, so that a program is
 compiled once; there are no buckets for upright and for oblong images.
 """
 
@@ -24,7 +22,7 @@ from flaxattn.data.records import Example, Objects, RandomTransform, Record, Tra
 from flaxattn.errors import InputError, require_least
 from flaxattn.images.boxes import flip_boxes, scale_boxes
 from flaxattn.images.decoding import decode
-from flaxattn.images.geometry import interpolate
+from flaxattn.images.geometry import on_canvas
 from flaxattn.images.preprocessing import normalise, require_normalisation
 
 
@@ -98,10 +96,12 @@ class _Placer:
         boxes = objects["boxes"]
         if mirrored:
             pixels, boxes = pixels[:, ::-1], flip_boxes(boxes, width)
-        size = self._size(height, width, min_size)
-        image = normalise(pixels, mean=self.mean, std=self.std)
-        canvas = np.zeros((*self.canvas, self.channels), np.float32)
-        canvas[: size[0], : size[1]] = interpolate(image, *size)
+        canvas, size = on_canvas(
+            normalise(pixels, mean=self.mean, std=self.std),
+            self.canvas,
+            min_size=min_size,
+            max_size=self.max_size,
+        )
         boxes = scale_boxes(boxes, (height, width), size)
         kept = np.flatnonzero(with_difficult | ~objects["difficult"])
         return {
@@ -111,15 +111,6 @@ class _Placer:
             **self._padded(objects, boxes, kept, record["name"]),
             "image_id": np.int32(objects["image_id"]),
         }
-
-    def _size(self, height: int, width: int, min_size: int) -> tuple[int, int]:
-        scale = min(
-            min_size / min(height, width),
-            self.max_size / max(height, width),
-            self.canvas[0] / height,
-            self.canvas[1] / width,
-        )
-        return max(1, int(height * scale)), max(1, int(width * scale))
 
     def _padded(
         self, objects: Objects, boxes: np.ndarray, kept: np.ndarray, name: str

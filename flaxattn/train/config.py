@@ -50,7 +50,7 @@ def base_config() -> ConfigDict:
     config.data.canvas = (512, 512)
     # Of images with objects: the shorter side (of several, one is drawn for each training image),
     # the most of the longer one, and how many objects an image may have.
-    config.data.min_size = 800
+    config.data.min_size = (800,)
     config.data.max_size = 1333
     config.data.max_objects = 64
     config.data.metric = "voc2012"  # of boxes: "voc2012", "voc2007", "coco50" or "coco"

@@ -30,7 +30,7 @@ def config(scenes_root):
     config.model.heads.hidden_features = 16
     config.epochs = 4.0
     config.data.canvas = (64, 64)
-    config.data.min_size, config.data.max_size = 48, 64
+    config.data.min_size, config.data.max_size = (48,), 64
     return config
 
 
