@@ -13,7 +13,7 @@ from flax import linen as nn
 from flaxattn import __version__
 from flaxattn.attention import ATTENTION
 from flaxattn.errors import InputError, require_range, shown, unknown
-from flaxattn.inspect import catalogue
+from flaxattn.inspect import article, catalogue
 from flaxattn.inspect.network import describe_network
 from flaxattn.models import LISTED, MODELS, create_model
 from flaxattn.prediction import predict
@@ -57,7 +57,15 @@ def command_line() -> argparse.ArgumentParser:
     listing.set_defaults(run=_list)
 
     describing = commands.add_parser("describe", help="one mechanism, or a network's, in full")
-    describing.add_argument("name", help="of a mechanism, as `list` shows it, or of a model")
+    describing.add_argument(
+        "name", nargs="?", help="of a mechanism, as `list` shows it, or of a model"
+    )
+    describing.add_argument(
+        "--article", action="store_true", help="instead of a name: the networks of article 3"
+    )
+    describing.add_argument(
+        "--repeats", type=int, default=0, help="of --article: how often each network is timed"
+    )
     describing.add_argument("--features", type=int, help="channels of a mechanism's map (256)")
     describing.add_argument("--size", type=int, help="side of the map (56), or of the image (224)")
     for slot in _SLOTS:
@@ -122,6 +130,11 @@ def _list(given: argparse.Namespace) -> None:
 
 
 def _describe(given: argparse.Namespace) -> None:
+    if given.article == (given.name is not None):
+        raise InputError("describe takes a name, or --article instead of it.")
+    if given.article:
+        print(article.text(repeats=given.repeats))
+        return
     slots = {slot: text for slot in _SLOTS if (text := getattr(given, slot)) is not None}
     if given.name in MODELS:
         _refuse({"features": given.features}, f"{given.name} is a model, which has its own")
