@@ -15,11 +15,11 @@ not run here, so no figure is claimed.
 from ml_collections import ConfigDict
 
 from flaxattn.errors import unknown
-from flaxattn.train.config import base_config
+from flaxattn.train.config import base_config, option
 
 
 def get_config(arg: str = "scenes") -> ConfigDict:
-    name, *options = (arg or "scenes").split(",")
+    name, attention, debug = option(arg, "scenes", "none")
     if name not in SETS:
         raise unknown("detection set", name, SETS)
     config = base_config()
@@ -27,15 +27,14 @@ def get_config(arg: str = "scenes") -> ConfigDict:
     config.data.source = "voc"
     config.eval_every = 5.0
     SETS[name](config)
-    if "debug" in options:
-        options.remove("debug")
+    if debug:
         config.batch_size = config.eval_batch_size = 8
         config.epochs = 0.1
         config.optim.warmup_epochs = 0.02
         config.log_every = 2
         config.checkpoint_every = 4
-    if options:
-        (config.model.attention,) = options
+    if attention != "none":
+        config.model.attention = {"name": attention}
     return config
 
 

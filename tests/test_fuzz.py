@@ -254,7 +254,7 @@ OF_IMAGES = {
     geometry.resize: {"height": 4, "width": 4, "interpolation": "box"},
     geometry.resize_shorter_side: {"size": 4},
     geometry.center_crop: {"height": 4, "width": 4, "fill": 0},
-    geometry.resize_center_crop: {"resize": 8, "size": 4},
+    geometry.squash: {"size": 4},
     geometry.random_resized_crop: {"size": 4, "scale": (0.1, 1), "ratio": (0.75, 1.3)},
     geometry.padded_crop: {"size": 4, "padding": 1},
     geometry.horizontal_flip: {"probability": 0.5},

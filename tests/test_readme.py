@@ -18,6 +18,7 @@ from flaxattn import create_model, initialise, weights
 from flaxattn.__main__ import command_line
 from flaxattn.images.decoding import decode
 from flaxattn.inspect.catalogue import markdown
+from flaxattn.models.segmentation import create_segmenter
 from flaxattn.train.checkpoint import Checkpoints
 from flaxattn.train.state import TrainState
 from flaxattn.train.workdir import flat_fields
@@ -152,6 +153,17 @@ def test_the_snippets_about_weights_run_in_their_order(repository, capsys):
     assert [name for _, name in printed] == [str(i) for i in best.indices.tolist()]
 
 
+def write_segmenter():
+    """What a run of train.py leaves in runs/segment."""
+    fields = {"backbone": {"width": 8}, "head": {"features": 8}}
+    model = create_segmenter("lraspp_resnet10", 3, **fields)
+    stated = {"architecture": "lraspp_resnet10", "num_classes": 3, "model_fields": fields}
+    stated |= {"label_names": ("a", "b", "c"), "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    variables = initialise(model, jax.random.key(0), (1, 33, 33, 3))
+    Path("runs/segment").mkdir(parents=True)
+    weights.write("runs/segment/model.npz", variables, config=stated)
+
+
 def test_the_snippets_about_segmentation_run_in_their_order(tmp_path, monkeypatch):
     """On a smaller picture, and on a smaller ResNet with attention."""
     monkeypatch.chdir(tmp_path)
@@ -163,9 +175,12 @@ def test_the_snippets_about_segmentation_run_in_their_order(tmp_path, monkeypatc
     classifier = known.mobilenet_v3_large().state_dict()
     torch.save(classifier, "mobilenet_v3_large-5c1a4163.pth")
     names = {}
-    drawing, attention, training, *others = blocks(ROOT / "docs" / "segmentation.md", "python")
+    write_segmenter()
+    drawing, attention, training, trained, *others = blocks(
+        ROOT / "docs" / "segmentation.md", "python"
+    )
     attention = attention.replace("dict(att", "dict(stage_sizes=(1, 1, 1, 1), width=8, att")
-    for snippet in (drawing.replace("520", "33"), attention, training):
+    for snippet in (drawing.replace("520", "33"), attention, training, trained):
         exec(compile(snippet, "segmentation.md", "exec"), names)
     with torch.no_grad():
         out = network.eval()(torch.tensor(names["x"].transpose(0, 3, 1, 2)))["out"]
@@ -179,6 +194,7 @@ def test_the_snippets_about_segmentation_run_in_their_order(tmp_path, monkeypatc
     assert moved.keys() == {"batch_stats"}
     assert {"neck", "aux_classifier"} <= variables["params"].keys()
     assert "se" in variables["params"]["backbone"]["layer3_0"]
+    assert names["segmenter"].num_classes == 3
 
     for snippet in others:
         exec(compile(snippet, "segmentation.md", "exec"), names)

@@ -92,6 +92,12 @@ def resize_shorter_side(image: np.ndarray, *, size: int) -> np.ndarray:
 
 
 @checked
+def squash(image: np.ndarray, *, size: int) -> np.ndarray:
+    """The image with both sides resized to `size`, whatever its proportions."""
+    return resize(image, size, size)
+
+
+@checked
 def center_crop(
     image: np.ndarray, height: int, width: int, *, fill: int | Sequence[int] = 0
 ) -> np.ndarray:
@@ -103,12 +109,6 @@ def center_crop(
     top = round((image.shape[0] - height) / 2)
     left = round((image.shape[1] - width) / 2)
     return image[top : top + height, left : left + width]
-
-
-@checked
-def resize_center_crop(image: np.ndarray, *, resize: int, size: int) -> np.ndarray:
-    """The central (size, size, C) of the image, its shorter side first resized to `resize`."""
-    return center_crop(resize_shorter_side(image, size=resize), size, size)
 
 
 @checked

@@ -120,6 +120,11 @@ class Backbone(nn.Module, kw_only=True):
         return self.places.sizes
 
     @property
+    def last_stage(self) -> list[str]:
+        """The names of the modules of the last stage."""
+        raise NotImplementedError
+
+    @property
     def dtypes(self) -> dict[str, Any]:
         """What the layers are made with."""
         return {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -314,6 +319,11 @@ class ResidualBackbone(Backbone, kw_only=True):
     def stage_name(self, stage: int) -> str:
         """The name of stage `stage`, from 1, to which a block's number is added."""
         raise NotImplementedError
+
+    @property
+    def last_stage(self) -> list[str]:
+        stage = len(self.sizes)
+        return [f"{self.stage_name(stage)}_{block}" for block in range(self.sizes[-1])]
 
     def make_block(self, stage: int, block: int) -> nn.Module:
         """Block `block`, from 0, of stage `stage`, from 1."""

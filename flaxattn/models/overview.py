@@ -21,11 +21,14 @@ class Overview(NamedTuple):
         roles: what each layer that is called declares as its role, by its path, in their order.
         heads: the paths of the last layers, as `head_name` has them: one name or several, "fc" if
             the network does not say. They need not be there.
+        last_stage: the paths of the modules of the last stage, as `Backbone.last_stage` has them;
+            none if the network does not say.
     """
 
     variables: dict[str, Any]
     roles: dict[TreePath, str | None]
     heads: list[TreePath]
+    last_stage: list[TreePath]
 
     @property
     def attention(self) -> list[TreePath]:
@@ -51,4 +54,5 @@ def overview(module: nn.Module, inputs: Sequence[Any]) -> Overview:
         variables = jax.eval_shape(module.init, key, *inputs)
     names = getattr(module, "head_name", "fc")
     heads = [tuple(name.split("/")) for name in ((names,) if isinstance(names, str) else names)]
-    return Overview(variables, roles, heads)
+    last_stage: list[TreePath] = [(name,) for name in getattr(module, "last_stage", ())]
+    return Overview(variables, roles, heads, last_stage)

@@ -92,6 +92,12 @@ class VGG(Backbone):
         return Places(self.stage_sizes, ("out",), names=names)
 
     @property
+    def last_stage(self) -> list[str]:
+        blocks = range(self.stage_sizes[-1])
+        norms = [f"bn5_{block + 1}" for block in blocks] if self.batch_norm else []
+        return [*(conv_name(5, block) for block in blocks), *norms]
+
+    @property
     def feature_channels(self) -> tuple[int, ...]:
         """Channels of each map of `features`."""
         channels = tuple(self.width * min(2**stage, 8) for stage in range(5))

@@ -3,6 +3,7 @@
 from flaxattn.tasks.classification import Classification
 from flaxattn.tasks.detection import Detection
 from flaxattn.tasks.multilabel import MultiLabel
+from flaxattn.tasks.segmentation import Segmentation
 from flaxattn.tasks.task import Task
 
-__all__ = ["Classification", "Detection", "MultiLabel", "Task"]
+__all__ = ["Classification", "Detection", "MultiLabel", "Segmentation", "Task"]

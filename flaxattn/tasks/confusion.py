@@ -9,16 +9,16 @@ from jax import Array
 def confusion_matrices(labels: Array, guesses: Array, *, num_classes: int) -> Array:
     """Of each image, how many pixels of class i were given class j: (N, H, W) twice to (N, K, K).
 
-    Counts are float32, exact up to 2^24 pixels an image. A pixel whose label is not among the
+    Counts are int32, exact up to 2^31 pixels of a batch. A pixel whose label is not among the
     classes, such as 255, counts nowhere.
     """
 
     def of_image(label: Array, guess: Array) -> Array:
         known = (label >= 0) & (label < num_classes)
         pair = jnp.where(known, label * num_classes + guess, num_classes**2)
-        return jnp.bincount(pair.ravel(), length=num_classes**2 + 1)[:-1]
+        return jnp.bincount(pair.ravel(), length=num_classes**2 + 1)[:-1].astype(jnp.int32)
 
-    counts = jax.vmap(of_image)(labels, guesses).astype(jnp.float32)
+    counts = jax.vmap(of_image)(labels, guesses)
     return counts.reshape(-1, num_classes, num_classes)
 
 

@@ -55,10 +55,10 @@ class Task(Protocol):
 
     @property
     def example(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """One example as the data make it: names, shapes, and dtypes.
+        """One training example as the data make it: names, shapes, and dtypes.
 
-        All examples have one shape. What varies in number is padded, and a name of its own says
-        what is real.
+        All training examples have one shape, and so have all test examples, whose images may be of
+        another size. What varies in number is padded, and a name of its own says what is real.
         """
 
     def inputs(self, batch: Any) -> tuple:
@@ -85,7 +85,7 @@ class Task(Protocol):
 
 
 def abstract_batch(task: Task, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """`size` examples of the task, without values."""
+    """`size` training examples of the task, without values."""
     return {
         name: jax.ShapeDtypeStruct((size, *x.shape), x.dtype) for name, x in task.example.items()
     }

@@ -15,13 +15,17 @@ def base_config() -> ConfigDict:
     """Every field that a run reads. Steps are optimiser steps; epochs are passes over the data."""
     config = ConfigDict()
     config.seed = 0
-    config.task = "classification"  # or "multilabel": any number of classes an image
-    # A name of flaxattn.MODELS and its fields: attention, conv, context, stem, width, ...
+    # One class an image; or "multilabel": any number of them; "segmentation": one a pixel;
+    # "detection": boxes.
+    config.task = "classification"
+    # A name of flaxattn.MODELS and its fields: attention, conv, context, stem, width, ...; for
+    # segmentation and detection the arguments of create_segmenter and create_detector.
     config.model = ConfigDict({"name": "resnet50"})
     config.init = ConfigDict()  # what training starts from
     config.init.weights = ""  # a file, directory or Hugging Face repository; "": random numbers
     config.init.revision = ""  # of a repository: branch, tag or commit
     config.init.naming = ""  # of the weights' tensors, such as "timm"; "" finds it
+    config.init.prefix = ""  # take those below it alone, such as "backbone." of a segmenter
     config.init.allow_new = ()  # what they may lack: "head", "attention"
     config.init.graft = ConfigDict()  # attention, conv, context: see flaxattn.graft
     # In which other parts learn, at other rates, as flaxattn.train.phases.make_phases reads them:
@@ -45,7 +49,9 @@ def base_config() -> ConfigDict:
     config.data.channels = 3
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)
-    config.data.eval_resize = 256  # the shorter side, before the centre is cropped
+    # The shorter side, before the centre is cropped; of images with masks 0 leaves it as it is.
+    config.data.eval_resize = 256
+    config.data.crop_mode = "center"  # or "squash": both sides are resized, and nothing is cut off
     # Of images with masks (in evaluation) or objects: height and width that hold the largest.
     config.data.canvas = (512, 512)
     # Of images with objects: the shorter side (of several, one is drawn for each training image),
@@ -56,6 +62,7 @@ def base_config() -> ConfigDict:
     config.data.metric = "voc2012"  # of boxes: "voc2012", "voc2007", "coco50" or "coco"
     config.data.augment = ConfigDict()
     config.data.augment.crop = "resized"  # or "padded", "center"
+    # Of the area that is cut out; of images with masks, how much they are resized.
     config.data.augment.scale = (0.08, 1.0)
     config.data.augment.ratio = (3 / 4, 4 / 3)
     config.data.augment.padding = 0
@@ -73,10 +80,11 @@ def base_config() -> ConfigDict:
     config.optim.nesterov = False
     config.optim.weight_decay = 1e-4  # on kernels only
     config.optim.warmup_epochs = 5.0  # of the run, or of each phase
-    config.optim.decay = "cosine"  # or "none": the learning rate stays
+    config.optim.decay = "cosine"  # or "poly"; "none": the learning rate stays
     config.optim.clip_norm = 0.0  # largest global gradient norm; 0 is off
     config.optim.accumulation = 1  # micro-batches a step
     config.label_smoothing = 0.0
+    config.aux_weight = 0.5  # of the loss of a segmenter's auxiliary head
     config.ema_decay = 0.0  # 0 is off
 
     config.log_every = 100  # steps
@@ -95,7 +103,9 @@ _LEAST = {
     "data.workers": 0,
     "data.image_size": 1,
     "data.channels": 1,
-    "data.eval_resize": 1,
+    "data.eval_resize": 0,
+    "data.max_size": 1,
+    "data.max_objects": 1,
     "optim.accumulation": 1,
     "log_every": 1,
     "checkpoint_every": 1,
@@ -108,6 +118,7 @@ _FRACTIONS = ("label_smoothing", "ema_decay", "optim.momentum")
 _NOT_NEGATIVE = (
     "mixup_alpha",
     "cutmix_alpha",
+    "aux_weight",
     "optim.weight_decay",
     "optim.warmup_epochs",
     "optim.clip_norm",
@@ -161,9 +172,17 @@ def _kind_of(value: Any) -> Any:
     return type(value)
 
 
-def option(arg: str | None, default: str) -> tuple[str, bool]:
-    """A config's argument "name" or "name,debug" as (name, debug)."""
-    name, _, rest = (arg or default).partition(",")
-    if rest not in ("", "debug"):
-        raise InputError(f"config option {rest!r} is none: write {name} or {name},debug.")
-    return name, rest == "debug"
+def option(arg: str | None, *defaults: str) -> tuple[Any, ...]:
+    """A config's argument, such as "scenes,sca,debug", as its names and whether it ends in "debug".
+
+    defaults: what each name is if the argument is too short to have it.
+    """
+    words = [word for word in (arg or "").split(",") if word]
+    debug = words[-1:] == ["debug"]
+    names = words[:-1] if debug else words
+    if len(names) > len(defaults):
+        legal = ",".join(names[: len(defaults)])
+        raise InputError(
+            f"config option {names[len(defaults)]!r} is none: write {legal} or {legal},debug."
+        )
+    return (*names, *defaults[len(names) :], debug)

@@ -23,7 +23,7 @@ from flaxattn.data import (
 )
 from flaxattn.errors import InputError, unknown
 from flaxattn.layers.precision import at_least_float32
-from flaxattn.tasks import Classification, Detection, MultiLabel, Task
+from flaxattn.tasks import Classification, Detection, MultiLabel, Segmentation, Task
 from flaxattn.tasks.task import abstract_batch, add_up
 from flaxattn.train.config import require_valid
 from flaxattn.train.phases import Phase, make_phases
@@ -43,6 +43,7 @@ TASKS: dict[str, type[Task]] = {
     "classification": Classification,
     "multilabel": MultiLabel,
     "detection": Detection,
+    "segmentation": Segmentation,
 }
 
 

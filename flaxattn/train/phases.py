@@ -17,7 +17,7 @@ from flaxattn.models.overview import overview
 from flaxattn.train.optimizer import learning_rate, make_optimizer
 from flaxattn.train.state import TrainState, part
 
-ALL, ATTENTION, HEAD = "all", "attention", "head"
+ALL, ATTENTION, HEAD, LAST_STAGE = "all", "attention", "head", "last_stage"
 _FIELDS = ("start", "train", "learning_rate")
 
 
@@ -57,8 +57,8 @@ def make_phases(
 
     Each is a mapping with `start`, the epochs before it, `train` and perhaps `learning_rate`, else
     `config.optim`'s. `train` lists what learns: "all"; "attention", the layers of such a role;
-    "head", the last layers; or patterns of parameters' names and of their modules', such as
-    "layer4_*" or "layer4_0/bn2/scale".
+    "head", the last layers; "last_stage", the backbone's; or patterns of parameters' names and of
+    their modules', such as "layer4_*" or "layer4_0/bn2/scale".
 
     Raises InputError for phases that do not follow each other within the run's epochs, for other
     fields, and for what matches no parameter.
@@ -73,7 +73,7 @@ def make_phases(
         )
     found = overview(model, inputs)
     params = flatten_dict(found.variables["params"])
-    groups = {ATTENTION: found.attention, HEAD: found.heads}
+    groups = {ATTENTION: found.attention, HEAD: found.heads, LAST_STAGE: found.last_stage}
     phases = []
     for phase, first, last in zip(described, starts, [*starts[1:], total_steps], strict=True):
         schedule = learning_rate(

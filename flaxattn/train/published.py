@@ -12,6 +12,11 @@ from flaxattn.images.preprocessing import Preprocessing
 from flaxattn.weights import write
 
 NAME = "model.npz"
+# Of the tasks whose images are not cut, the fields that say how they are prepared.
+_OF_WHOLE_IMAGES = {
+    "segmentation": ("mean", "std", "eval_resize"),
+    "detection": ("mean", "std", "canvas", "min_size", "max_size"),
+}
 
 
 def publish(
@@ -20,7 +25,8 @@ def publish(
     """Writes WORKDIR/model.npz, and model.json beside it, for `flaxattn.from_pretrained(WORKDIR)`.
 
     model.json has timm's fields (architecture, num_classes, label_names, how images are prepared)
-    and, under "model_fields", what else `create_model` needs.
+    and, under "model_fields", what else `create_model` needs, or `create_segmenter` or
+    `create_detector`; for these two, instead of how images are cut, how they are resized.
     """
     model = config.model.to_dict()
     for slot, placement in config.init.graft.to_dict().items():
@@ -32,17 +38,25 @@ def publish(
         "task": config.task,
         "num_classes": len(class_names),
         "label_names": class_names,
-        **_preprocessing(config.data).to_config(),
+        **_prepared(config),
     }
     write(workdir / NAME, variables, config=stated, overwrite=True)
 
 
-def _preprocessing(data: ConfigDict) -> Preprocessing:
+def _prepared(config: ConfigDict) -> dict[str, Any]:
     """What images went through in the run's own evaluation."""
+    data = config.data
+    if config.task in _OF_WHOLE_IMAGES:
+        return {name: data[name] for name in _OF_WHOLE_IMAGES[config.task]}
     size, resized = data.image_size, data.eval_resize
     part = size / resized
     if math.floor(size / part) != resized:  # the quotient was rounded
         part = float(np.nextafter(part, 0))
-    return Preprocessing(
-        (size, size, data.channels), tuple(data.mean), tuple(data.std), crop_pct=part
+    preprocessing = Preprocessing(
+        (size, size, data.channels),
+        tuple(data.mean),
+        tuple(data.std),
+        crop_pct=part,
+        crop_mode=data.crop_mode,
     )
+    return preprocessing.to_config()

@@ -54,7 +54,13 @@ def starting_variables(
     checkpoint = fetch(init.weights, revision=init.revision or None)
     shape = inputs[0].shape
     loaded = load_pretrained(
-        model, checkpoint, shape, naming=init.naming or None, allow_new=init.allow_new, seed=seed
+        model,
+        checkpoint,
+        shape,
+        naming=init.naming or None,
+        prefix=init.prefix,
+        allow_new=init.allow_new,
+        seed=seed,
     )
     if jax.process_index() == 0:
         log.info("weights: %s (names: %s)", checkpoint.path, loaded.naming)

@@ -27,7 +27,8 @@ def opened(
 
     Args:
         source: see `load`.
-        prefix: take the tensors whose keys begin with it, under the rest of their keys.
+        prefix: take the tensors whose keys begin with it, under the rest of their keys; of Flax's
+            arrays those whose paths do, behind the collection.
         entry: see `read`.
 
     Raises InputError for what is not a source, keys that are not strings, tensors that are not
@@ -43,13 +44,22 @@ def opened(
         if entry is not None:
             raise InputError(f"entry={entry!r} is for a file: pass source[{entry!r}] instead.")
     tensors = {
-        key.removeprefix(prefix): _array(key, tensor)
+        below: _array(key, tensor)
         for key, tensor in tensors.items()
-        if key.startswith(prefix) and not key.endswith(_COUNTER)
+        if (below := _below(key, prefix)) and not key.endswith(_COUNTER)
     }
     if prefix and not tensors:
         raise InputError(f"no tensor's key begins with prefix={prefix!r}: leave it out.")
     return checkpoint, tensors
+
+
+def _below(key: str, prefix: str) -> str | None:
+    """What follows the prefix, or None if the key does not begin with it."""
+    collection, slash, path = key.partition("/")
+    if not slash:
+        return key.removeprefix(prefix) if key.startswith(prefix) else None
+    begin = prefix.replace(".", "/")
+    return f"{collection}/{path.removeprefix(begin)}" if path.startswith(begin) else None
 
 
 def _mapping(source: Any) -> dict[str, Any]:

@@ -65,7 +65,8 @@ def load(
             list of them for a module that takes several, as `SharedAttention`.
         naming: a source in `module.namings`, "own", renames, or None to find it. A file of Flax
             arrays (`write`) needs none.
-        prefix: take the tensors whose keys begin with it, such as "backbone.", and no others.
+        prefix: take the tensors whose keys begin with it, such as "backbone.", and no others. Of
+            Flax's arrays it is the path behind the collection that begins with it.
 
     A file does not say which of a mechanism's variants it is of where these have the same tensors:
     make the module with the right one (a table in docs/weights.md).

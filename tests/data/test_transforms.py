@@ -33,6 +33,7 @@ def test_evaluation_is_torchvisions(shape):
         {
             "image_size": 19,
             "eval_resize": 24,
+            "crop_mode": "center",
             "channels": shape[2],
             "mean": (0.5, 0.4, 0.3)[: shape[2]],
             "std": (0.2, 0.25, 0.3)[: shape[2]],
@@ -67,6 +68,7 @@ def full_config(channels):
         "mean": (0.5,) * channels,
         "std": (0.25,) * channels,
         "eval_resize": 10,
+        "crop_mode": "center",
         "augment": {
             "crop": "resized",
             "scale": (0.3, 1.0),
@@ -129,6 +131,22 @@ def test_an_unknown_crop_gets_the_known_ones():
         train_transform(config)
 
 
+@pytest.mark.parametrize("crop", ["padded", "center"])
+def test_nothing_is_cut_off_a_squashed_image(crop):
+    """An oblong image whose first and last columns are white."""
+    image = np.zeros((20, 40, 3), np.uint8)
+    image[:, :5] = image[:, -5:] = 255
+    config = ConfigDict(full_config(3) | {"eval_resize": 8, "crop_mode": "squash"})
+    config.augment.update(crop=crop, padding=0, flip=False)
+    given = record(image)
+    for example in (
+        train_transform(config)(given, np.random.default_rng(0)),
+        eval_transform(config)(given),
+    ):
+        assert example["image"][:, [0, -1]].min() > 1
+        assert example["image"][:, 3:5].max() == -2
+
+
 @pytest.mark.parametrize("build", [train_transform, eval_transform])
 @pytest.mark.parametrize(
     ("change", "sentence"),
@@ -138,6 +156,7 @@ def test_an_unknown_crop_gets_the_known_ones():
         ({"std": (0.5, 0.5, 0)}, "those of std above 0"),
         ({"eval_resize": 7}, "image_size=8 cannot be cut out of .* eval_resize=7"),
         ({"image_size": 0}, "both above 0"),
+        ({"crop_mode": "squish"}, "unknown crop_mode 'squish': did you mean squash"),
     ],
 )
 def test_values_that_do_not_go_together_are_a_sentence(build, change, sentence):

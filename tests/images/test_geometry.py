@@ -15,8 +15,8 @@ from flaxattn.images.geometry import (
     padded_crop,
     random_resized_crop,
     resize,
-    resize_center_crop,
     resize_shorter_side,
+    squash,
 )
 from tests.images.pictures import images, noise, quick, seeds, sides, twice
 
@@ -119,14 +119,17 @@ def test_the_shorter_side_is_resized(image, size):
 
 @quick
 @given(image=images(), size=sides, margin=st.integers(0, 8))
-def test_resize_center_crop(image, size, margin):
-    crop = resize_center_crop(image, resize=size + margin, size=size)
-    assert crop.shape == (size, size, image.shape[2])
+def test_center_crop(image, size, margin):
+    for resized in (resize_shorter_side(image, size=size + margin), squash(image, size=size)):
+        crop = center_crop(resized, size, size)
+        assert crop.shape == (size, size, image.shape[2])
 
 
 def test_an_image_of_the_right_size_is_left_alone():
     image = noise(8, 8, 1)
-    np.testing.assert_array_equal(resize_center_crop(image, resize=8, size=8), image)
+    resized = center_crop(resize_shorter_side(image, size=8), 8, 8)
+    np.testing.assert_array_equal(resized, image)
+    np.testing.assert_array_equal(squash(image, size=8), image)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

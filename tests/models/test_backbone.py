@@ -204,3 +204,16 @@ def test_running_statistics_that_may_not_move_get_a_sentence():
         InputError, match=r"use apply\(\.\.\., mutable=\['batch_stats'\]\), and keep"
     ):
         jax.eval_shape(lambda given, x: model.apply(given, x, train=True), shapes_of(model), X)
+
+
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [
+        ("resnet18", {"layer4_0", "layer4_1"}),
+        ("vgg11_bn", {"conv5_1", "bn5_1", "conv5_2", "bn5_2"}),
+        ("mobilenet_v3_small", {"blocks_5_0"}),
+    ],
+)
+def test_the_last_stage_is_named(name, modules):
+    model = create_model(name)
+    assert set(model.last_stage) == modules <= shapes_of(model, X)["params"].keys()

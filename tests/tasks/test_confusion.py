@@ -12,7 +12,7 @@ count = jax.jit(confusion_matrices, static_argnames="num_classes")
 
 def test_each_image_has_its_matrix():
     matrices = count(LABELS, GUESSES, num_classes=3)
-    assert matrices.dtype == np.float32
+    assert matrices.dtype == np.int32
     assert np.asarray(matrices).tolist() == [
         [[1, 1, 0], [0, 2, 0], [1, 0, 0]],
         [[0, 0, 0], [1, 2, 0], [0, 0, 0]],

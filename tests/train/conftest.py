@@ -1,11 +1,11 @@
-"""The smallest runs of configs/digits.py and digit_groups.py, on the prepared sets.
+"""The smallest runs of the configs for a CPU, on the prepared sets and a few scenes.
 
-Their network has one stage, for a second in place of three to compile a step.
+Their networks have a stage or two, for a second in place of three to compile a step.
 """
 
 import pytest
 
-from configs import digit_groups, digits
+from configs import digit_groups, digits, voc_classify, voc_segment
 
 
 @pytest.fixture
@@ -18,6 +18,36 @@ def config(data_dir):
 def groups_config(data_dir):
     """configs/digit_groups.py:se,debug: 6 steps of 64 images."""
     return small(digit_groups.get_config("se,debug"), data_dir)
+
+
+@pytest.fixture
+def classify_config(scenes_root):
+    """configs/voc_classify.py:scenes,sca,debug: 4 steps of 8 images, one stage."""
+    config = voc_classify.get_config("scenes,sca,debug")
+    config.model.update(stage_sizes=(1,), width=(8,))
+    config.model.attention.stages = (1,)
+    return of_few(config, scenes_root)
+
+
+@pytest.fixture
+def segment_config(scenes_root):
+    """configs/voc_segment.py:scenes,debug: 4 steps of 8 images, two stages."""
+    config = voc_segment.get_config("scenes,debug")
+    config.model.backbone.update(stage_sizes=(1, 1), width=(8, 8))
+    config.model.update(places=((1, -1), (2, -1)), aux_place=(2, -1))
+    return of_few(config, scenes_root)
+
+
+def of_few(config, scenes_root):
+    """The config on the few scenes of `scenes_root`."""
+    config.data.name = "few"
+    config.data.data_dir = str(scenes_root)
+    config.eval_batch_size = 8
+    config.epochs = 4.0
+    config.optim.warmup_epochs = 1.0
+    config.log_every = 1
+    config.checkpoint_every = 2
+    return config
 
 
 def small(config, data_dir):

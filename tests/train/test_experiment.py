@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from configs import digit_groups, digits, imagenet_resnet50
+from flaxattn.errors import InputError
 from flaxattn.models import create_model
 from flaxattn.tasks.task import abstract_batch
-from flaxattn.train.config import require_valid
+from flaxattn.train.config import option, require_valid
 from flaxattn.train.experiment import TASKS, make_experiment
 
 ONE = jax.devices()[:1]
@@ -36,11 +37,33 @@ def test_every_imagenet_experiment_is_a_resnet50(name):
     assert (count == 25_557_032) == (name == "none")
 
 
-@pytest.mark.parametrize("name", ["config", "groups_config"])
+@pytest.mark.parametrize(
+    ("arg", "expected"),
+    [
+        (None, ("scenes", "none", False)),
+        ("", ("scenes", "none", False)),
+        ("voc", ("voc", "none", False)),
+        ("debug", ("scenes", "none", True)),
+        ("voc,debug", ("voc", "none", True)),
+        ("voc,se,debug", ("voc", "se", True)),
+    ],
+)
+def test_the_argument_of_a_config(arg, expected):
+    assert option(arg, "scenes", "none") == expected
+    with pytest.raises(InputError, match="'x' is none: write a,b or a,b,debug"):
+        option("a,b,x", "scenes", "none")
+
+
+@pytest.mark.parametrize("name", ["config", "groups_config", "segment_config"])
 def test_the_data_make_what_the_task_asks_for(name, request):
     config = request.getfixturevalue(name)
     experiment = make_experiment(config, devices=ONE)
     evaluation = abstract_batch(experiment.task, config.eval_batch_size)
+    if name == "segment_config":  # training sees windows, evaluation whole images
+        evaluation = {
+            field: jax.ShapeDtypeStruct((x.shape[0], 128, 128, *x.shape[3:]), x.dtype)
+            for field, x in evaluation.items()
+        }
     evaluation["mask"] = jax.ShapeDtypeStruct((config.eval_batch_size,), np.float32)
     for batches, expected in (
         (

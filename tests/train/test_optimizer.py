@@ -36,8 +36,24 @@ def test_without_decay_it_stays(optim):
     schedule = learning_rate(optim, steps_per_epoch=10, total_steps=100, peak=0.4)
     assert [float(schedule(step)) for step in (0, 5, 10, 100)] == pytest.approx([0, 0.2, 0.4, 0.4])
     optim.decay = "linear"
-    with pytest.raises(InputError, match=r"unknown optim\.decay 'linear': .* Known: cosine, none"):
+    with pytest.raises(InputError, match=r"'linear': .* Known: cosine, none, poly"):
         learning_rate(optim, steps_per_epoch=10, total_steps=100)
+
+
+def test_polynomial_decay(optim):
+    """Of what follows the warm-up, as torch's PolynomialLR has it."""
+    optim.decay, optim.warmup_epochs = "poly", 1.0
+    schedule = learning_rate(optim, steps_per_epoch=10, total_steps=60, peak=0.4)
+    parameter = torch.nn.Parameter(torch.zeros(()))
+    theirs = torch.optim.SGD([parameter], lr=0.4)
+    decay = torch.optim.lr_scheduler.PolynomialLR(theirs, total_iters=50, power=0.9)
+    rates = []
+    for _ in range(51):
+        rates += decay.get_last_lr()
+        theirs.step()
+        decay.step()
+    assert [float(schedule(step)) for step in range(10, 61)] == pytest.approx(rates, abs=1e-7)
+    assert float(schedule(5)) == pytest.approx(0.2)
 
 
 def test_warmup_longer_than_the_run_is_refused(optim):

@@ -11,6 +11,8 @@ from PIL import Image
 import flaxattn
 from flaxattn.__main__ import main
 from flaxattn.data import eval_transform, open_source
+from flaxattn.errors import InputError
+from flaxattn.models.segmentation import create_segmenter
 from flaxattn.train.checkpoint import load_variables
 from flaxattn.train.experiment import make_experiment
 from flaxattn.train.loop import run
@@ -56,9 +58,32 @@ def test_a_graft_and_several_labels_are_stated(groups_config, capsys, tmp_path):
     assert sum(float(line.split()[0]) for line in lines) > 2  # each class by itself
 
 
+def test_a_segmenter_is_stated(segment_config, capsys, tmp_path):
+    """By docs/segmentation.md's lines it is there again; a classifier's door says so."""
+    experiment = make_experiment(segment_config, devices=jax.devices()[:1])
+    variables = experiment.start()
+    publish(tmp_path, segment_config, variables, experiment.train_source.class_names)
+    checkpoint = fetch(tmp_path)
+    model = create_segmenter(
+        checkpoint.architecture, checkpoint.num_classes, **checkpoint.model_fields
+    )
+    loaded = flaxattn.weights.load(model, checkpoint, (1, 32, 32, 3))
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+    assert checkpoint.config["label_names"] == ["background", *DIGITS]
+    assert checkpoint.config["eval_resize"] == 0
+    assert checkpoint.config["std"] == [0.2] * 3
+
+    with pytest.raises(InputError, match="network for segmentation: make it with create_segm"):
+        flaxattn.from_pretrained(tmp_path)
+    assert main(["predict", "picture.png", "--weights", str(tmp_path)]) == 2
+    assert "make it with create_segmenter" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
 @pytest.mark.parametrize(("size", "resized"), [(224, 256), (7, 9), (49, 50), (8, 8)])
-def test_images_are_prepared_as_in_the_run(config, tmp_path, size, resized):
+def test_images_are_prepared_as_in_the_run(config, tmp_path, size, resized, crop_mode):
     config.data.image_size, config.data.eval_resize = size, resized
+    config.data.crop_mode = crop_mode
     publish(tmp_path, config, {"params": {}}, DIGITS)
     preprocessing = flaxattn.weights.Preprocessing.of(fetch(tmp_path).config)
     file = io.BytesIO()

@@ -139,6 +139,19 @@ def test_a_prefix_that_is_none(prefix):
     assert "must be the beginning of keys" in refused(LAYER, STATE, SHAPE, prefix=prefix)
 
 
+def test_a_part_of_flax_arrays(tmp_path):
+    layer = weights.load(LAYER, STATE, SHAPE)
+    whole = {"params": {"neck": layer["params"], "score": {"bias": np.zeros(3)}}}
+    weights.write(tmp_path / "whole.npz", whole)
+    loaded = weights.load(LAYER, tmp_path / "whole.npz", SHAPE, prefix="neck.")
+    np.testing.assert_array_equal(
+        loaded["params"]["fc1"]["kernel"], layer["params"]["fc1"]["kernel"]
+    )
+    assert "no tensor's key begins with prefix='nack.'" in refused(
+        LAYER, tmp_path / "whole.npz", SHAPE, prefix="nack."
+    )
+
+
 def test_an_entry_of_a_mapping():
     sentence = refused(LAYER, {"ema": STATE}, SHAPE, entry="ema")
     assert sentence == "entry='ema' is for a file: pass source['ema'] instead."

@@ -39,8 +39,9 @@ _dsn = functools.partial(
 )
 _RESNETS = ("resnet50", "resnet101")
 
-# torchvision's; and below them those of three papers, as in their authors' repositories: semseg and
-# CCNet have ResNets with a deep stem, and DANet's published weights a multi-grid.
+# torchvision's, and a small one of our own; below them those of three papers, as in their authors'
+# repositories: semseg and CCNet have ResNets with a deep stem, and DANet's published weights a
+# multi-grid.
 SEGMENTERS: dict[str, Callable[..., Segmenter]] = {
     **{
         f"fcn_{name}": functools.partial(
@@ -59,6 +60,9 @@ SEGMENTERS: dict[str, Callable[..., Segmenter]] = {
     ),
     "lraspp_mobilenet_v3_large": functools.partial(
         _mobilenet, head=LRASPPHead, places=((3, 0), (7, -1))
+    ),
+    "lraspp_resnet10": functools.partial(
+        Segmenter, network=_backbone("resnet10"), head=LRASPPHead, places=((2, -1), (4, -1))
     ),
     **{
         f"psanet_{name}": functools.partial(

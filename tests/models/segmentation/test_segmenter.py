@@ -238,6 +238,7 @@ def test_all_names_are_there():
     assert SEGMENTERS.keys() == resnets | {
         "deeplabv3_mobilenet_v3_large",
         "lraspp_mobilenet_v3_large",
+        "lraspp_resnet10",
     }
 
 
