@@ -13,7 +13,11 @@ The argument is "scenes" or "voc2012", a mechanism or "none", and for voc2012 a 
 behind it shrinks the run to seconds.
 
 scenes: which digits there are in pictures of one to six, drawn on the spot: 600 to train on and 200
-to test, of 96 to 128 pixels. A small ResNet, for a CPU. FIGURES
+to test, of 96 to 128 pixels. A small ResNet, for a CPU, that starts as the backbone of the first
+command's segmenter. Test mAP without attention ("scenes"): 0.916, of one seed, after four minutes
+of processor time on two cores that had other work too. From random numbers a like network with
+strides of 32 learnt the training pictures by heart and had 0.35 when it was stopped; one with
+strides of 8 had 0.49 after 12 of 36 epochs and was still rising. How far that goes was not seen.
 
 voc2012: article 3's experiment. The networks are vgg16, resnet50 and mobilenet_v3, from timm's
 weights for ImageNet; the mechanisms none and sca, the article's DualAttention where it has it:
