@@ -12,7 +12,7 @@ from PIL import Image
 
 from configs import digits, imagenet_resnet50
 from flaxattn.errors import InputError
-from flaxattn.train import experiment, loop
+from flaxattn.train import experiment, loop, phases
 from tests.train.conftest import small
 from tests.train.runs import history, losses, newest_state, newest_step
 
@@ -180,11 +180,11 @@ def test_what_is_not_finite_names_its_step(config, tmp_path, monkeypatch):
     config.optim.learning_rate = 1e30
     config.optim.warmup_epochs = 1e-9
     config.checkpoint_every = 1
-    schedule = experiment.learning_rate
+    schedule = phases.learning_rate
     with pytest.raises(loop.Diverged, match=r"not finite numbers at step 1; .*none was saved yet"):
         loop.run(config, tmp_path / "at once", devices=ONE)
     monkeypatch.setattr(
-        experiment,
+        phases,
         "learning_rate",
         lambda *a, **k: lambda t: jnp.where(t < 2, 0.1, schedule(*a, **k)(t)),
     )
