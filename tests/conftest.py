@@ -80,6 +80,9 @@ def scenes_root(tmp_path_factory):
 def pytest_collection_modifyitems(items):
     """Runs of whole processes first: they take longest, and must not be one worker's last."""
     items.sort(key=lambda item: item.path.name != "test_processes.py")
+    # Two workers would know such a test by two names, and run none.
+    named_by_address = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    assert not named_by_address, f"give these tests ids: {named_by_address}"
 
 
 @pytest.fixture(autouse=True)
