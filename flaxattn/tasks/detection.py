@@ -73,8 +73,8 @@ class Detection:
         return batch["image"], batch["size"], targets
 
     def prepare(self, key: Array, batch: Batch) -> Batch:
-        """The batch as it is."""
-        return batch
+        """Labels from 1, for the network's class 0 is the background."""
+        return batch | {"labels": batch["labels"] + 1}
 
     def loss(self, outputs: dict[str, Ratio], batch: Batch) -> tuple[Array, dict[str, Array]]:
         """The sum of Faster R-CNN's four losses, and each."""
