@@ -12,6 +12,7 @@ CONFIG = {
     "mean": (0.3,),
     "std": (0.4,),
     "eval_resize": 8,
+    "crop_mode": "center",
     "augment": {
         "crop": "padded",
         "scale": (0.5, 1.0),
