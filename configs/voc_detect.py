@@ -8,8 +8,8 @@ The scenes are up to six of scikit-learn's digits, of 14 to 48 pixels, on textur
 (`flaxattn.data.scenes`); VOC's PATH is the folder VOCdevkit/VOC2012. Behind the set may stand the
 attention at the pyramid's levels, as in scenes,se, and ",debug", which shrinks the run to seconds.
 
-VOC runs are torchvision's fasterrcnn_resnet50_fpn from its COCO weights, with a new head. They were
-not run here, so no figure is claimed.
+VOC runs are torchvision's fasterrcnn_resnet50_fpn from its COCO weights, with a new head. Neither
+set was run here to the end, so no figure is claimed.
 """
 
 from ml_collections import ConfigDict
@@ -20,13 +20,13 @@ from flaxattn.train.config import base_config, option
 
 def get_config(arg: str = "scenes") -> ConfigDict:
     name, attention, debug = option(arg, "scenes", "none")
-    if name not in SETS:
-        raise unknown("detection set", name, SETS)
+    if name not in _SETS:
+        raise unknown("detection set", name, _SETS)
     config = base_config()
     config.task = "detection"
     config.data.source = "voc"
     config.eval_every = 5.0
-    SETS[name](config)
+    _SETS[name](config)
     if debug:
         config.batch_size = config.eval_batch_size = 8
         config.epochs = 0.1
@@ -103,4 +103,4 @@ def _voc2012(config: ConfigDict) -> None:
     config.optim.warmup_epochs = 0.3
 
 
-SETS = {"scenes": _scenes, "voc2012": _voc2012}
+_SETS = {"scenes": _scenes, "voc2012": _voc2012}

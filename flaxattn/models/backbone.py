@@ -1,15 +1,13 @@
 """What the networks have in common: slots, stages, features, pool, dropout and classifier."""
 
-import contextlib
 import dataclasses
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
-from flax import errors
 from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
@@ -18,9 +16,9 @@ from flaxattn.attention.mechanism import LayerFactory, Renames
 from flaxattn.errors import InputError, require_least, require_rate, unknown
 from flaxattn.layers.conv import Initializer
 from flaxattn.layers.fields import require_types
-from flaxattn.layers.maps import require_maps
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.layers.pooling import average_pool, max_pool, mean_of
+from flaxattn.models.calls import own_variables, reading
 from flaxattn.models.place import place
 from flaxattn.models.placement import Placement, Places, Slot, namings
 
@@ -37,16 +35,6 @@ def _as_the_input(*arrays: Any, **_: Any) -> list[Any]:
     """A layer's input and parameters in the input's dtype, as its `promote_dtype`."""
     return [array.astype(arrays[0].dtype) for array in arrays]
 
-
-# Images have no more channels than this, and no fewer rows.
-_MOST_CHANNELS = 4
-# What Flax raises for another network's variables, or for a part of them.
-_NOT_ITS_OWN = (
-    errors.ScopeParamShapeError,
-    errors.ScopeParamNotFoundError,
-    errors.ScopeCollectionNotFound,
-    errors.ScopeVariableNotFoundError,
-)
 
 # The last layer: it computes in its input's dtype, float32 or wider after pooling.
 Classifier = functools.partial(nn.Dense, promote_dtype=_as_the_input)
@@ -185,33 +173,6 @@ class Backbone(nn.Module, kw_only=True):
     def level_maps(self, images: Array, train: bool) -> list[Array]:
         """What `features` returns, of images that have been looked at."""
         raise NotImplementedError
-
-
-@contextlib.contextmanager
-def reading(network: Backbone, images: Array) -> Iterator[None]:
-    """InputError for what is no batch of images, and instead of what `own_variables` is for."""
-    require_maps(images, "images")
-    _, height, width, channels = images.shape
-    if height <= _MOST_CHANNELS < min(width, channels):
-        raise InputError(
-            f"images of shape {images.shape} have their channels before their rows and columns: "
-            f"give (N, H, W, C), such as images.transpose(0, 2, 3, 1)."
-        )
-    with own_variables(network):
-        yield
-
-
-@contextlib.contextmanager
-def own_variables(network: Backbone) -> Iterator[None]:
-    """InputError instead of Flax's errors for variables that are not the network's."""
-    try:
-        yield
-    except _NOT_ITS_OWN as error:
-        raise InputError(
-            f"these variables are not those of this {type(network).__name__}, or not for such "
-            f"images: initialise or load them for it, and give apply all of them. Flax says: "
-            f"{str(error).partition(' (https:')[0]}"
-        ) from error
 
 
 def _known(network: Backbone, field: str) -> Any:

@@ -13,6 +13,25 @@ from flaxattn.errors import InputError
 from flaxattn.layers.abstract_variables import Shape, abstract_input
 from flaxattn.models.overview import overview
 from flaxattn.weights.convert import Fit, Targets, TreePath, key_of
+from flaxattn.weights.sources import Checkpoint
+
+
+class Attempt(NamedTuple):
+    """Weights held against a module.
+
+    Fields:
+        module, input_shape: see `load`.
+        layers: the module's.
+        checkpoint, tensors: where they are from, and all of them by torch's keys.
+        found: how far they fit.
+    """
+
+    module: nn.Module
+    input_shape: Shape | Sequence[Shape]
+    layers: "Layers"
+    checkpoint: Checkpoint
+    tensors: dict[str, np.ndarray]
+    found: Fit
 
 
 class Layers(NamedTuple):

@@ -13,38 +13,22 @@ from flaxattn.errors import InputError
 from flaxattn.layers.abstract_variables import Shape, abstract_variables
 from flaxattn.weights.architecture import likeliest
 from flaxattn.weights.convert import Fit, fit
-from flaxattn.weights.layers import Layers, absent, axes_of, first_shape, of_head, of_one
+from flaxattn.weights.layers import Attempt, Layers, absent, axes_of, first_shape, of_head, of_one
 from flaxattn.weights.naming import FLAX
-from flaxattn.weights.sources import Checkpoint
 
 _FEW = 4  # lines of each kind, at most
 _LINE, _LONGEST = 200, 600  # characters of such a line, and of the whole
 
 
-def misfit(
-    module: nn.Module,
-    input_shape: Shape | Sequence[Shape],
-    found: Fit,
-    layers: Layers,
-    tensors: Mapping[str, np.ndarray],
-    checkpoint: Checkpoint,
-    problems: Sequence[str],
-) -> InputError:
+def misfit(attempt: Attempt, problems: Sequence[str]) -> InputError:
     """The error for `problems`, a line for each."""
-    advice = _advice(module, input_shape, found, layers, tensors, checkpoint)
-    words = f"the weights do not fit {type(module).__name__}{advice}:"
+    words = f"the weights do not fit {type(attempt.module).__name__}{_advice(attempt)}:"
     return InputError(words + _few(problems, _LONGEST - len(words)))
 
 
-def _advice(
-    module: nn.Module,
-    input_shape: Shape | Sequence[Shape],
-    found: Fit,
-    layers: Layers,
-    tensors: Mapping[str, np.ndarray],
-    checkpoint: Checkpoint,
-) -> str:
+def _advice(attempt: Attempt) -> str:
     """What to do about it, as far as that can be told."""
+    module, input_shape, layers, checkpoint, tensors, found = attempt
     if len(shape := first_shape(input_shape)) != 4:
         return f" for {axes_of(shape)}"
     if found.damaged:

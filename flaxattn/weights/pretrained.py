@@ -14,9 +14,9 @@ from flaxattn.layers.initialise import initialise
 from flaxattn.models import MODELS
 from flaxattn.models.backbone import Backbone
 from flaxattn.weights.architecture import stated_model
-from flaxattn.weights.convert import Fit, TreePath, Variables, fit
+from flaxattn.weights.convert import TreePath, Variables, fit
 from flaxattn.weights.layers import (
-    Layers,
+    Attempt,
     absent,
     axes_of,
     first_shape,
@@ -28,7 +28,6 @@ from flaxattn.weights.layers import (
 from flaxattn.weights.misfit import misfit
 from flaxattn.weights.naming import FLAX, Naming
 from flaxattn.weights.opened import Source, opened
-from flaxattn.weights.sources import Checkpoint
 
 HEAD, ATTENTION = "head", "attention"
 
@@ -156,10 +155,11 @@ def load_pretrained(
         left_out = of_head(tensors, found, layers) - {found.keys[path] for path in arrays}
     problems = [line for path, line in found.wrong.items() if path not in new]
     problems += [line for key, line in found.unexpected.items() if key not in left_out]
+    attempt = Attempt(module, input_shape, layers, checkpoint, tensors, found)
     if not problems and not other_architecture:
-        _require_stated(module, input_shape, checkpoint, found, layers)
+        _require_stated(attempt)
     if problems:
-        raise misfit(module, input_shape, found, layers, tensors, checkpoint, problems)
+        raise misfit(attempt, problems)
     arrays |= _initialised(module, input_shape, new, seed)
     return Pretrained(
         unflatten_dict({path: arrays[path] for path in found.keys}),
@@ -187,14 +187,9 @@ def _initialised(
     return {path: np.asarray(drawn[path]) for path in paths}
 
 
-def _require_stated(
-    module: nn.Module,
-    input_shape: Shape | Sequence[Shape],
-    checkpoint: Checkpoint,
-    found: Fit,
-    layers: Layers,
-) -> None:
+def _require_stated(attempt: Attempt) -> None:
     """InputError where the weights are of a network that computes something else."""
+    module, input_shape, layers, checkpoint, _, found = attempt
     if not isinstance(module, Backbone):
         return
     stated = checkpoint.config.get("architecture")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flaxattn.errors import InputError
+from flaxattn.images.preprocessing import flat_config
 
 # Of a directory or a repository, in the order in which they are looked for.
 STANDARD = ("model.safetensors", "pytorch_model.bin")
@@ -197,12 +198,11 @@ def _written_into(path: Path) -> str | bytes | None:
 def _parsed(path: Path, text: str | bytes | None = None) -> Config:
     """The config in `text`, which stands in the file `path`, or in that whole file."""
     try:
-        config = json.loads(path.read_bytes() if text is None else text)
-        above = {key: value for key, value in config.items() if key != "pretrained_cfg"}
-        return {**config.get("pretrained_cfg", {}), **above}
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        return flat_config(json.loads(path.read_bytes() if text is None else text))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error).rstrip(".")
         raise InputError(
-            f"the config in {path} is not a JSON object: {error}; repair or remove it."
+            f"the config in {path} is not a JSON object: {reason}; repair or remove it."
         ) from error
 
 
