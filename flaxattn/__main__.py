@@ -64,7 +64,7 @@ def command_line() -> argparse.ArgumentParser:
         "--article", action="store_true", help="instead of a name: the networks of article 3"
     )
     describing.add_argument(
-        "--repeats", type=int, default=0, help="of --article: how often each network is timed"
+        "--repeats", type=int, help="of --article: how often each network is timed"
     )
     describing.add_argument("--features", type=int, help="channels of a mechanism's map (256)")
     describing.add_argument("--size", type=int, help="side of the map (56), or of the image (224)")
@@ -132,10 +132,13 @@ def _list(given: argparse.Namespace) -> None:
 def _describe(given: argparse.Namespace) -> None:
     if given.article == (given.name is not None):
         raise InputError("describe takes a name, or --article instead of it.")
-    if given.article:
-        print(article.text(repeats=given.repeats))
-        return
     slots = {slot: text for slot in _SLOTS if (text := getattr(given, slot)) is not None}
+    if given.article:
+        own = {"features": given.features, "size": given.size, **slots}
+        _refuse(own, "the article's networks have their own")
+        print(article.text(repeats=given.repeats or 0))
+        return
+    _refuse({"repeats": given.repeats}, "only --article is timed")
     if given.name in MODELS:
         _refuse({"features": given.features}, f"{given.name} is a model, which has its own")
         size = 224 if given.size is None else given.size

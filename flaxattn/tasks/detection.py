@@ -16,7 +16,7 @@ from flaxattn.models.detection import create_detector
 from flaxattn.models.detection.roi_heads import Detections as Found
 from flaxattn.models.detection.targets import Ratio, Targets
 from flaxattn.tasks.detection_precision import Detections, Truth, detection_precisions
-from flaxattn.tasks.task import Batch, Measured
+from flaxattn.tasks.task import Batch, Measured, require_unmixed
 
 LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
 
@@ -30,6 +30,8 @@ class Detection:
         image_shape: (H, W, C) of the canvas.
         max_objects: G, the most objects of an image.
         metric: of `detection_precisions`.
+
+    `of` raises InputError for a config that mixes images or smooths labels.
     """
 
     num_classes: int
@@ -43,6 +45,7 @@ class Detection:
 
     @classmethod
     def of(cls, config: Any, *, num_classes: int) -> Self:
+        require_unmixed(config)
         data = config.data
         return cls(num_classes, (*data.canvas, data.channels), data.max_objects, data.metric)
 
@@ -79,13 +82,13 @@ class Detection:
     def loss(self, outputs: dict[str, Ratio], batch: Batch) -> tuple[Array, dict[str, Array]]:
         """The sum of Faster R-CNN's four losses, and each."""
         means = {name: outputs[name].numerator / outputs[name].denominator for name in LOSSES}
-        return sum(means.values(), start=jnp.zeros(())), means
+        return jnp.sum(jnp.stack([*means.values()])), means
 
     def measure(self, outputs: Found, batch: Batch) -> Measured:
         """All detections and objects, to be matched on the host."""
         truth = {name: batch[name] for name in ("boxes", "labels", "valid", "difficult")}
-        found = outputs._replace(labels=outputs.labels - 1)
-        return Measured(sums={}, records={"found": found._asdict(), "truth": truth})
+        found = self.predict(outputs)._asdict()
+        return Measured(sums={}, records={"found": found, "truth": truth})
 
     def finish(self, total: Measured, count: int) -> dict[str, float]:
         """The mean average precision of the classes that any image has."""

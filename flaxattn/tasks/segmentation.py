@@ -14,10 +14,7 @@ from jax.typing import DTypeLike
 from flaxattn.errors import InputError
 from flaxattn.models.segmentation import create_segmenter
 from flaxattn.tasks.confusion import confusion_matrices, intersection_over_union
-from flaxattn.tasks.task import Batch, Measured
-
-# What an image-wide label can be told and a mask cannot.
-_OF_LABELS = ("label_smoothing", "mixup_alpha", "cutmix_alpha")
+from flaxattn.tasks.task import Batch, Measured, require_unmixed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +43,7 @@ class Segmentation:
 
     @classmethod
     def of(cls, config: Any, *, num_classes: int) -> Self:
-        for name in _OF_LABELS:
-            if config[name]:
-                raise InputError(
-                    f"{name}={config[name]} is for images with one label or several: use 0 for "
-                    f"segmentation."
-                )
+        require_unmixed(config)
         shape = (config.data.image_size, config.data.image_size, config.data.channels)
         return cls(num_classes, shape, aux_weight=config.aux_weight)
 

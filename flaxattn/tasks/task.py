@@ -10,6 +10,8 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from flaxattn.errors import InputError
+
 Batch = dict[str, Array]
 
 
@@ -82,6 +84,16 @@ class Task(Protocol):
 
     def predict(self, outputs: Any) -> Any:
         """What the outputs mean to a person who asks."""
+
+
+def require_unmixed(config: Any) -> None:
+    """InputError for a config that mixes images or smooths labels, for tasks that have neither."""
+    for name in ("label_smoothing", "mixup_alpha", "cutmix_alpha"):
+        if config[name]:
+            raise InputError(
+                f"{name}={config[name]} is for images with one label or several: use 0 for "
+                f"{config.task}."
+            )
 
 
 def abstract_batch(task: Task, size: int) -> dict[str, jax.ShapeDtypeStruct]:

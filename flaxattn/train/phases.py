@@ -12,13 +12,15 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from flaxattn.errors import InputError, unknown
+from flaxattn.layers.fields import require_type
 from flaxattn.layers.initialise import TreePath
 from flaxattn.models.overview import overview
 from flaxattn.train.optimizer import learning_rate, make_optimizer
 from flaxattn.train.state import TrainState, part
 
 ALL, ATTENTION, HEAD, LAST_STAGE = "all", "attention", "head", "last_stage"
-_FIELDS = ("start", "train", "learning_rate")
+_FIELDS = {"start": float, "train": str | Sequence[str], "learning_rate": float}
+_NEEDED = ("start", "train")
 
 
 class Phase(NamedTuple):
@@ -95,11 +97,14 @@ def make_phases(
 
 
 def _start(phase: Mapping[str, Any], steps_per_epoch: int) -> int:
-    for field in phase.keys() - set(_FIELDS):
-        raise unknown("field of a phase", field, _FIELDS)
-    for field in _FIELDS[:2]:
+    require_type("a phase", phase, Mapping)
+    for field in _NEEDED:
         if field not in phase:
             raise InputError(f"the phase {dict(phase)} lacks {field}: it needs start and train.")
+    for field, value in phase.items():
+        if field not in _FIELDS:
+            raise unknown("field of a phase", field, _FIELDS)
+        require_type(f"{field} of a phase", value, _FIELDS[field])
     return round(phase["start"] * steps_per_epoch)
 
 

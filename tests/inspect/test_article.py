@@ -35,10 +35,18 @@ def test_the_table_with_times(capsys, monkeypatch):
     assert "3 times" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [[], ["se", "--article"]])
-def test_a_name_or_the_article(arguments, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "a name, or --article"),
+        (["se", "--article"], "a name, or --article"),
+        (["--article", "--size", "7"], "--size 7: the article's networks have their own"),
+        (["se", "--repeats", "3"], "--repeats 3: only --article is timed"),
+    ],
+)
+def test_a_name_or_the_article(arguments, sentence, capsys):
     assert main(["describe", *arguments]) == 2
-    assert "a name, or --article" in capsys.readouterr().err
+    assert sentence in capsys.readouterr().err
 
 
 def test_times_are_measured():

@@ -9,6 +9,7 @@ from flaxattn.models.detection import Detections, Ratio
 from flaxattn.tasks import Detection
 from flaxattn.tasks.detection import LOSSES
 from flaxattn.tasks.task import Measured
+from flaxattn.train.config import base_config
 
 TASK = Detection(3, (64, 64, 3), 2)
 BATCH = {
@@ -63,3 +64,10 @@ def test_data_without_objects_are_refused():
     records["truth"]["valid"] = np.zeros((2, 2), bool)
     with pytest.raises(InputError, match="no test image has an object that counts"):
         TASK.finish(Measured({}, records), 2)
+
+
+def test_a_config_that_mixes_images_is_refused():
+    config = base_config()
+    config.task, config.mixup_alpha = "detection", 0.2
+    with pytest.raises(InputError, match=r"mixup_alpha=0\.2 .*: use 0 for detection"):
+        Detection.of(config, num_classes=3)

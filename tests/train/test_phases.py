@@ -74,6 +74,9 @@ def test_patterns_name_modules_and_parameters(config):
         (({"start": 0, "train": "layer9_*"},), "unknown part .* Known: .*layer1_0"),
         (({"start": 0, "train": ()},), "a phase trains nothing"),
         (({"start": 0},), "lacks train"),
+        (({"start": "0", "train": "all"},), "start of a phase='0' must be a finite number"),
+        (({"start": 0, "train": 3},), "train of a phase=3 must be"),
+        (("all",), "a phase='all' must be a mapping"),
         (({"start": 0, "train": "all", "lr": 1},), "unknown field of a phase 'lr'"),
     ],
 )
