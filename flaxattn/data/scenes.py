@@ -15,6 +15,7 @@ from tensorflow_datasets.core import constants
 
 from flaxattn.data.digits import pixels_and_labels, splits
 from flaxattn.data.records import IGNORED
+from flaxattn.images.drawing import COLOURS
 from flaxattn.images.geometry import interpolate
 
 # Of the pictures: with another version a prepared set is made anew.
@@ -198,7 +199,7 @@ def _save_mask(file: Path, scene: Scene, values: Iterable[int]) -> None:
     for digit, value in zip(scene.digits, values, strict=True):
         mask[digit.pixels] = value
     image = Image.fromarray(mask)
-    image.putpalette(_PALETTE)
+    image.putpalette(COLOURS.tobytes())
     image.save(file)
 
 
@@ -221,15 +222,3 @@ def _annotation(name: str, scene: Scene) -> ElementTree.Element:
 def _add(parent: ElementTree.Element, texts: Mapping[str, object]) -> None:
     for tag, text in texts.items():
         ElementTree.SubElement(parent, tag).text = str(text)
-
-
-def _palette() -> bytes:
-    """VOC's colours of masks: the bits of a number, three at a time, are the colour's highest."""
-    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-    colours = np.zeros((256, 3, 8), np.uint8)
-    for place in range(8):
-        colours[:, place % 3, place // 3] = bits[:, place]
-    return np.packbits(colours, axis=2).tobytes()
-
-
-_PALETTE = _palette()
