@@ -28,6 +28,7 @@ ALL = BELOW_TRAIN | {"images", "weights", "data", "train"}
 MAY_IMPORT = {
     **{part: set().union(*CHAIN[: i + 1]) for i, parts in enumerate(CHAIN) for part in parts},
     "images": BASE | {"images"},
+    "tasks": BELOW_TRAIN | {"images"},
     "data": BASE | {"images", "data"},
     "train": ALL,
     "weights": BELOW_TRAIN | {"images", "weights"},

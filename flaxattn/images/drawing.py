@@ -9,8 +9,9 @@ from flaxattn.images.decoding import pillow, to_pillow
 from flaxattn.images.geometry import resize
 
 if TYPE_CHECKING:
-    from PIL import ImageDraw
+    from PIL import Image, ImageDraw
 
+PICTURE = 256  # pixels of a picture's longer side
 _GAP = 4  # pixels between two pictures, and around a caption
 
 
@@ -82,7 +83,7 @@ def table(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
     return sheet
 
 
-def _draw_on(image: object) -> "ImageDraw.ImageDraw":
+def _draw_on(image: "Image.Image") -> "ImageDraw.ImageDraw":
     pillow()
     from PIL import ImageDraw
 

@@ -37,6 +37,12 @@ def normalise(image: np.ndarray, *, mean: Sequence[float], std: Sequence[float])
     return image.astype(np.float32) / scale - shift
 
 
+def pixels_of(image: np.ndarray, *, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """The uint8 pixels of a normalised image, for people to look at."""
+    scaled = image * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
+    return np.round(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
+
+
 def require_normalisation(channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
     """InputError unless channels are 1 or 3, with a mean and a std above 0 for each."""
     if channels not in (1, 3):

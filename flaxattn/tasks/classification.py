@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from flaxattn.tasks.labelled_images import LabelledImages
@@ -69,6 +70,12 @@ class Classification(LabelledImages):
     def predict(self, outputs: Array) -> Array:
         """Class probabilities (N, K), float32."""
         return jax.nn.softmax(outputs.astype(jnp.float32))
+
+    def classes_in(self, label: np.ndarray) -> np.ndarray:
+        return label.reshape(1)
+
+    def classes_found(self, probabilities: np.ndarray) -> np.ndarray:
+        return probabilities.argmax().reshape(1)
 
 
 def cross_entropy(logits: Array, targets: Array) -> Array:

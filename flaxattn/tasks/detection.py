@@ -1,7 +1,7 @@
 """Boxes around objects, and what each is."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
@@ -12,6 +12,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.errors import InputError
+from flaxattn.images.drawing import PICTURE, fitted, with_boxes
 from flaxattn.models.detection import create_detector
 from flaxattn.models.detection.roi_heads import Detections as Found
 from flaxattn.models.detection.targets import Ratio, Targets
@@ -19,6 +20,7 @@ from flaxattn.tasks.detection_precision import Detections, Truth, detection_prec
 from flaxattn.tasks.task import Batch, Measured, require_unmixed
 
 LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
+_CLEAR = 0.5  # the least score of what is drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,3 +114,26 @@ class Detection:
     def predict(self, outputs: Found) -> Found:
         """The detections, with labels from 0."""
         return outputs._replace(labels=outputs.labels - 1)
+
+    def draw(
+        self,
+        image: np.ndarray,
+        example: Mapping[str, np.ndarray],
+        found: Found,
+        class_names: Sequence[str],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """With boxes; of what was found those with a score of at least one half."""
+        height, width = example["size"]
+        picture = fitted(image[:height, :width], PICTURE)
+        scale = PICTURE / max(height, width)
+
+        def boxes_of(boxes: Any, labels: Any, captions: list[str]) -> np.ndarray:
+            return with_boxes(picture, boxes * scale, labels.tolist(), captions)
+
+        there = example["valid"]
+        labels = example["labels"][there]
+        true = boxes_of(example["boxes"][there], labels, [class_names[i] for i in labels])
+        clear = found.valid & (found.scores >= _CLEAR)
+        labels, scores = found.labels[clear], found.scores[clear]
+        captions = [f"{class_names[i]} {s:.2f}" for i, s in zip(labels, scores, strict=True)]
+        return true, boxes_of(found.boxes[clear], labels, captions)

@@ -2,15 +2,17 @@
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from flaxattn.images.drawing import PICTURE, fitted, with_caption
 from flaxattn.models import create_model
 from flaxattn.tasks.mix import mix
 from flaxattn.tasks.task import Batch
@@ -71,6 +73,19 @@ class LabelledImages(abc.ABC):
         )
         return {"image": images, "target": targets}
 
+    def draw(
+        self,
+        image: np.ndarray,
+        example: Mapping[str, np.ndarray],
+        found: np.ndarray,
+        class_names: Sequence[str],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """With the names of the classes, those that were found with their probabilities."""
+        picture = fitted(image, PICTURE)
+        true = ", ".join(class_names[i] for i in self.classes_in(example["label"]))
+        likely = ", ".join(f"{class_names[i]} {found[i]:.2f}" for i in self.classes_found(found))
+        return with_caption(picture, true), with_caption(picture, likely)
+
     @property
     @abc.abstractmethod
     def label_shape(self) -> tuple[int, ...]:
@@ -79,3 +94,11 @@ class LabelledImages(abc.ABC):
     @abc.abstractmethod
     def targets(self, labels: Array) -> Array:
         """Labels as smoothed targets (N, K), float32."""
+
+    @abc.abstractmethod
+    def classes_in(self, label: np.ndarray) -> np.ndarray:
+        """The classes (n,) that one example's label names."""
+
+    @abc.abstractmethod
+    def classes_found(self, probabilities: np.ndarray) -> np.ndarray:
+        """The classes (n,) that an example shows by its probabilities (K,)."""

@@ -67,6 +67,12 @@ class MultiLabel(LabelledImages):
         """The probability of each class (N, K), float32."""
         return jax.nn.sigmoid(outputs.astype(jnp.float32))
 
+    def classes_in(self, label: np.ndarray) -> np.ndarray:
+        return np.flatnonzero(label)
+
+    def classes_found(self, probabilities: np.ndarray) -> np.ndarray:
+        return np.flatnonzero(probabilities > 0.5)
+
 
 def binary_cross_entropy(logits: Array, targets: Array) -> Array:
     """Of each example, the mean over its classes: logits and targets (N, K) -> (N,), in nats."""

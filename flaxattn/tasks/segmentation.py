@@ -1,7 +1,7 @@
 """One class a pixel."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
@@ -12,6 +12,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from flaxattn.errors import InputError
+from flaxattn.images.drawing import PICTURE, fitted, with_classes
 from flaxattn.models.segmentation import create_segmenter
 from flaxattn.tasks.confusion import confusion_matrices, intersection_over_union
 from flaxattn.tasks.task import Batch, Measured, require_unmixed
@@ -127,6 +128,19 @@ class Segmentation:
         """The likeliest class of each pixel (N, H, W), int32."""
         return jnp.argmax(outputs, axis=-1).astype(jnp.int32)
 
+    def draw(
+        self,
+        image: np.ndarray,
+        example: Mapping[str, np.ndarray],
+        found: np.ndarray,
+        class_names: Sequence[str],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Tinted by the class of each pixel; not where none counts."""
+        label = example["label"]
+        of_found = np.where(_known(label, self.num_classes), found, 0)
+        true, likely = (fitted(with_classes(image, x), PICTURE) for x in (label, of_found))
+        return true, likely
+
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
     """Of each pixel, in nats: (N, H, W, K), (N, H, W) -> (N, H, W); finite for any label."""
@@ -135,5 +149,5 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
 
 
-def _known(labels: Array, num_classes: int) -> Array:
+def _known(labels: Any, num_classes: int) -> Any:
     return (labels >= 0) & (labels < num_classes)

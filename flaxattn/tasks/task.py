@@ -83,7 +83,22 @@ class Task(Protocol):
         """The headline in words, of the metrics and their `count`."""
 
     def predict(self, outputs: Any) -> Any:
-        """What the outputs mean to a person who asks."""
+        """What the outputs mean to a person who asks: a pytree with a leading axis of examples."""
+
+    def draw(
+        self,
+        image: np.ndarray,
+        example: Mapping[str, np.ndarray],
+        found: Any,
+        class_names: Sequence[str],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A test image, uint8 (H, W, 3), with what is true in it, and with what was found.
+
+        Args:
+            image: the example's own image as pixels.
+            example: one row of a test batch.
+            found: the same row of `predict`.
+        """
 
 
 def require_unmixed(config: Any) -> None:

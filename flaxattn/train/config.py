@@ -91,6 +91,7 @@ def base_config() -> ConfigDict:
     config.eval_every = 1.0  # epochs
     config.checkpoint_every = 1000  # steps
     config.keep_checkpoints = 2
+    config.pictures = 8  # test images that each evaluation draws with what it finds; 0 is off
     config.profile = ConfigDict({"start": 0, "steps": 0})  # a window of steps; 0 steps is off
     return config
 
@@ -110,6 +111,7 @@ _LEAST = {
     "log_every": 1,
     "checkpoint_every": 1,
     "keep_checkpoints": 1,
+    "pictures": 0,
     "profile.start": 0,
     "profile.steps": 0,
 }

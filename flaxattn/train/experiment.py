@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -24,9 +25,10 @@ from flaxattn.data import (
 from flaxattn.errors import InputError, unknown
 from flaxattn.layers.precision import at_least_float32
 from flaxattn.tasks import Classification, Detection, MultiLabel, Segmentation, Task
-from flaxattn.tasks.task import abstract_batch, add_up
+from flaxattn.tasks.task import Measured, abstract_batch, add_up
 from flaxattn.train.config import require_valid
 from flaxattn.train.phases import Phase, make_phases
+from flaxattn.train.pictures import draw
 from flaxattn.train.sharding import make_mesh, replicated, require_divisible, to_devices
 from flaxattn.train.start import full_model, starting_variables
 from flaxattn.train.state import TrainState
@@ -90,16 +92,24 @@ class Experiment:
         """Which phase the step belongs to; step 0 to the first."""
         return sum(step > phase.last_step for phase in self.phases)
 
-    def evaluate(self, state: TrainState) -> dict[str, float]:
-        """The task's metrics on the test examples: each counts once, padding never."""
+    def evaluate(self, state: TrainState) -> tuple[dict[str, float], np.ndarray | None]:
+        """The task's metrics on the test examples: each counts once, padding never.
+
+        And the first of them drawn, uint8 (H, W, 3), as many as `config.pictures`; None for 0 and
+        on processes that have none of them.
+        """
         variables = state.variables()
+        measured: list[tuple[Measured, Any]] = []
+        sheet = None
         with jax.transfer_guard("disallow"):
-            measured = [
-                self.eval_step(variables, to_devices(self.mesh, batch))
-                for batch in self.eval_batches()
-            ]
+            for batch in self.eval_batches():
+                found = self.eval_step(variables, to_devices(self.mesh, batch))
+                if not measured and self.config.pictures and jax.process_index() == 0:
+                    predictions = jax.device_get(found.predictions)
+                    sheet = draw(self.task, batch, predictions, self.eval_source, self.config.data)
+                measured.append((found.measured, found.mask))
             total, count = add_up(jax.device_get(measured))
-        return self.task.finish(total, count) | {"count": count}
+        return self.task.finish(total, count) | {"count": count}, sheet
 
 
 def make_experiment(
@@ -187,7 +197,7 @@ def make_experiment(
         ),
         new_sums=jax.jit(lambda: empty_sums(task, config), out_shardings=replicated(mesh)),
         train_steps=tuple(make_train_step(model, task, phase, mesh, config) for phase in phases),
-        eval_step=make_eval_step(model, task, mesh),
+        eval_step=make_eval_step(model, task, mesh, pictures=config.pictures),
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
     )

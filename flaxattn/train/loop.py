@@ -38,8 +38,8 @@ def run(
 
     Args:
         config: the fields of `flaxattn.train.config.base_config`.
-        workdir: holds the run's checkpoints, events, history, curves and result. A run that is
-            complete there is not trained again.
+        workdir: holds the run's checkpoints, events, history, curves, pictures and result. A run
+            that is complete there is not trained again.
         devices: to train on; all of all processes by default.
 
     Returns the test metrics, and the `count` of the examples.
@@ -126,7 +126,7 @@ def run(
                 sums = experiment.new_sums()
             # There may be no time left for an evaluation; the last step has its own below.
             if step % eval_every == 0 and step < total_steps and not stops:
-                report.evaluation(step, experiment.evaluate(state))
+                report.evaluation(step, *experiment.evaluate(state))
             if saves:
                 checkpoints.save(step, state)
             if stops:
@@ -134,8 +134,8 @@ def run(
                     f"told to stop after step {step} of {total_steps}: all is saved in {workdir}; "
                     f"the same command goes on from there."
                 )
-        result = experiment.evaluate(state)
-        report.evaluation(total_steps, result)
+        result, pictures = experiment.evaluate(state)
+        report.evaluation(total_steps, result, pictures)
         variables = jax.device_get(state.variables())
     if leader:
         publish(workdir, config, variables, experiment.train_source.class_names)

@@ -9,9 +9,12 @@ from pathlib import Path
 import absl.logging
 import jax
 import matplotlib.figure
+import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
+
+from flaxattn.images.decoding import to_pillow
 
 log = logging.getLogger("flaxattn")
 
@@ -30,8 +33,9 @@ class Report:
     """Tells people how a run goes; silent on all processes but 0.
 
     Writes `metrics.jsonl` (one JSON object a line: step, split, and the metrics), TensorBoard
-    events under `tensorboard/`, and `curves.png` at the end. Rows after `start_step`, left by a run
-    that was stopped between a log line and its next checkpoint, are dropped: they come again.
+    events under `tensorboard/`, `pictures/` of each evaluation, and `curves.png` at the end. Rows
+    after `start_step`, left by a run that was stopped between a log line and its next checkpoint,
+    are dropped: they come again.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Report:
         self._writes = jax.process_index() == 0
         self._path = workdir / "metrics.jsonl"
         self._curves = workdir / "curves.png"
+        self._pictures = workdir / "pictures"
         if not self._writes:
             return
         # Rows that come again: those after the checkpoint, and the last evaluation.
@@ -92,11 +97,21 @@ class Report:
         self._write(step, "train", metrics, "  ".join(words))
         self._began = (step, time.perf_counter())
 
-    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """One log line for a pass over the test split."""
+    def evaluation(
+        self, step: int, metrics: dict[str, float], pictures: np.ndarray | None = None
+    ) -> None:
+        """One log line for a pass over the test split, and pictures uint8 (H, W, 3) of it."""
         words = f"step {step}/{self._total_steps}  test  {_in_words(metrics)}"
         self._write(step, "test", metrics, words)
         self._began = None
+        if self._writes and pictures is not None:
+            self._pictures.mkdir(exist_ok=True)
+            path = self._pictures / f"step_{step:0{len(str(self._total_steps))}}.png"
+            temporary = path.with_suffix(".tmp")
+            to_pillow(pictures).save(temporary, format="PNG")
+            temporary.replace(path)
+            self._events.add_image("test/pictures", pictures, step, dataformats="HWC")
+            self._events.flush()
 
     def close(self) -> None:
         """Draws the curves of what there is, and lets go of the terminal and the files."""

@@ -1,7 +1,7 @@
 """The two jitted programs of a run: one training step, one evaluation step."""
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -23,7 +23,21 @@ from flaxattn.train.state import TrainState, merged, part
 
 Sums = dict[str, Array]
 TrainStep = Callable[[TrainState, Sums, Batch], tuple[TrainState, Sums]]
-EvalStep = Callable[[Any, Batch], tuple[Measured, Array]]
+
+
+class Evaluated(NamedTuple):
+    """Of one batch: what the task measures, which rows are examples, and what was predicted.
+
+    The measured sums are those of the examples with mask 1; the records are of all, gathered. The
+    predictions are of the first rows alone.
+    """
+
+    measured: Measured
+    mask: Array
+    predictions: Any
+
+
+EvalStep = Callable[[Any, Batch], Evaluated]
 
 
 def empty_sums(task: Task, config: ConfigDict) -> Sums:
@@ -117,24 +131,22 @@ def make_train_step(
     )
 
 
-def make_eval_step(model: nn.Module, task: Task, mesh: Mesh) -> EvalStep:
-    """`step(variables, batch)` -> what the task measures, and the batch's mask.
+def make_eval_step(model: nn.Module, task: Task, mesh: Mesh, *, pictures: int = 0) -> EvalStep:
+    """`step(variables, batch)`, with the predictions for so many pictures."""
 
-    The sums are those of the examples with mask 1; the records are of all, gathered.
-    """
-
-    def eval_step(variables, batch: Batch) -> tuple[Measured, Array]:
+    def eval_step(variables, batch: Batch) -> Evaluated:
         mask = batch["mask"]
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             outputs = model.apply(variables, *task.inputs(batch), train=False)
             sums, records = task.measure(outputs, batch)
+            predictions = jax.tree.map(lambda x: x[:pictures], task.predict(outputs))
 
         def masked_sum(values: Array) -> Array:
             # where, not a product: a padding row may well be NaN, and NaN times zero is NaN.
             real = mask.reshape(-1, *[1] * (values.ndim - 1)) > 0
             return jnp.sum(jnp.where(real, values, jnp.zeros_like(values)), axis=0)
 
-        return Measured(jax.tree.map(masked_sum, sums), records), mask
+        return Evaluated(Measured(jax.tree.map(masked_sum, sums), records), mask, predictions)
 
     return jax.jit(
         eval_step,

@@ -83,6 +83,7 @@ def test_each_example_counts_once_in_the_average_precision(groups_config):
     for batch_size, devices in ((500, 1), (96, 8)):
         groups_config.eval_batch_size = batch_size
         experiment = make_experiment(groups_config, devices=jax.devices()[:devices])
-        results.append(experiment.evaluate(experiment.new_state(experiment.start())))
+        metrics, _ = experiment.evaluate(experiment.new_state(experiment.start()))
+        results.append(metrics)
     assert results[0]["count"] == 500
     assert results[1] == pytest.approx(results[0], rel=1e-3)

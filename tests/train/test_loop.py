@@ -50,6 +50,9 @@ def test_a_run_leaves_all_that_people_ask_for(config, tmp_path):
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
     with Image.open(tmp_path / "curves.png") as curves:
         assert curves.format == "PNG"
+    with Image.open(tmp_path / "pictures" / "step_11.png") as pictures:
+        assert pictures.width > 8 * 256
+        assert pictures.height > 2 * 256
     assert losses(tmp_path, "test") == [result["loss"]]
     assert [step for step, _ in history(tmp_path)] == [4, 8, 11, 11]
 

@@ -69,14 +69,18 @@ def test_history_drops_what_a_stopped_run_had_not_saved(tmp_path):
 
 def test_events_and_curves_are_written(report, tmp_path):
     report.train(10, METRICS)
-    report.evaluation(10, {"loss": 0.4, "accuracy": 0.8, "count": 7})
+    sheet = np.zeros((20, 30, 3), np.uint8)
+    report.evaluation(10, {"loss": 0.4, "accuracy": 0.8, "count": 7}, sheet)
     report.close()
+    with Image.open(tmp_path / "pictures" / "step_10.png") as image:
+        np.testing.assert_array_equal(image, sheet)
     (events,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
     assert read_scalars(events) == {
         **{f"train/{name}": pytest.approx(value) for name, value in METRICS.items()},
         "test/loss": pytest.approx(0.4),
         "test/accuracy": pytest.approx(0.8),
         "test/count": pytest.approx(7),
+        "test/pictures": 0,  # an image has no scalar
     }
     with Image.open(tmp_path / "curves.png") as image:
         assert image.format == "PNG"

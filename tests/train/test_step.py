@@ -207,8 +207,8 @@ def test_evaluation_counts_masked_rows_not_at_all(config, devices):
     rows = batch(size=16)
     rows["mask"] = np.float32(np.arange(16) < 11)
     rows["image"][11:] = np.nan
-    measured = step(run.state.variables(), sharding.to_devices(run.mesh, rows))
-    (sums, records), count = add_up([jax.device_get(measured)])
+    found = step(run.state.variables(), sharding.to_devices(run.mesh, rows))
+    (sums, records), count = add_up([jax.device_get(found[:2])])
     logits = SmallNet().apply(jax.device_get(run.state.variables()), rows["image"][:11])
     labels = rows["label"][:11]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -242,7 +242,8 @@ def test_records_of_all_devices_and_batches_make_the_average_precision(devices):
         images[:there, 0, 0] = scores[start : start + 16]
         rows["label"][:there] = labels[start : start + 16]
         rows["mask"][:there] = 1
-        measured.append(step({}, sharding.to_devices(mesh, rows | {"image": images})))
+        found = step({}, sharding.to_devices(mesh, rows | {"image": images}))
+        measured.append((found.measured, found.mask))
     total, count = add_up(jax.device_get(measured))
     np.testing.assert_array_equal(total.records["score"], scores)
     metrics = task.finish(total, count)
@@ -286,6 +287,9 @@ class Segmentation(Classification):
         confusion = jnp.einsum("npf,nt->ntf", found, truth)
         return Measured({"confusion": confusion}, {"best": best[:, -3:]})
 
+    def predict(self, outputs):
+        return outputs[0].argmax(-1)
+
 
 def test_another_kind_of_task_fits_on_one_device_and_on_eight(config):
     runs = [
@@ -299,8 +303,8 @@ def test_another_kind_of_task_fits_on_one_device_and_on_eight(config):
     totals = []
     for run in runs:
         step = make_eval_step(Quadrants(), run.task, run.mesh)
-        measured = step(run.state.variables(), sharding.to_devices(run.mesh, rows))
-        totals.append(add_up([jax.device_get(measured)]))
+        found = step(run.state.variables(), sharding.to_devices(run.mesh, rows))
+        totals.append(add_up([jax.device_get(found[:2])]))
     (total, count), (other, _) = totals
     assert count == 11
     assert total.sums["confusion"].shape == (CLASSES, CLASSES)
