@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxattn.data.records import ANNOTATIONS, Objects, Record, classes_present, read_file
+from flaxattn.data.records import ANNOTATIONS, Objects, Record, classes_of, read_file
 from flaxattn.errors import InputError, unknown
 
 log = logging.getLogger("flaxattn")
@@ -24,7 +24,7 @@ class CocoSource:
     Crowds (`iscrowd`) are difficult objects. Boxes are cut at the image's edge; an object without
     area is left out, as in torchvision's recipe (COCO's own train2017 has one), and their number is
     logged. An image may have no objects. `annotation` is "objects" or "classes": the categories of
-    an image's objects that are no crowds.
+    an image's objects that are no crowds; one of crowds alone is `IGNORED`.
 
     Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014, arXiv:1405.0312.
 
@@ -95,8 +95,7 @@ class CocoSource:
         if self._annotation == "objects":
             record["objects"] = objects
         else:
-            labels = objects["labels"][~objects["difficult"]]
-            record["label"] = classes_present(labels, self.num_classes)
+            record["label"] = classes_of(objects, self.num_classes)
         return record
 
     def _objects(self, index: int) -> Objects:

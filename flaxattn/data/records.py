@@ -16,7 +16,7 @@ ANNOTATIONS = {
     "masks": "semantic segmentation",
 }
 
-# The label of pixels that belong to no class and count nowhere: borders, padding.
+# The label of what counts nowhere: pixels that belong to no class, classes that are unclear.
 IGNORED = 255
 
 
@@ -44,7 +44,8 @@ class Record(TypedDict):
     Fields:
         image: encoded bytes.
         name: what to call it in an error.
-        label: of "class" the index of its class; of "classes" uint8 (K,), 1 for each it has.
+        label: of "class" the index of its class; of "classes" uint8 (K,), 1 for each it has and
+            `IGNORED` for each that counts neither as there nor as absent.
         objects: of "objects".
         mask: of "masks", uint8 (H, W), the index of each pixel's class, or `IGNORED`.
     """
@@ -86,6 +87,17 @@ def read_file(file: str | Path) -> bytes:
         ) from error
 
 
-def classes_present(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """uint8 (K,): 1 for each class that is among the labels (n,)."""
-    return np.isin(np.arange(num_classes), labels).astype(np.uint8)
+def classes_present(labels: np.ndarray, unclear: np.ndarray, num_classes: int) -> np.ndarray:
+    """uint8 (K,): 1 for each class among the labels (n,), `IGNORED` for one that is only unclear.
+
+    VOC calls these 0, beside its 1 and -1, and counts them neither as right nor as wrong.
+    """
+    classes = np.arange(num_classes)
+    present = np.isin(classes, labels)
+    return np.where(np.isin(classes, unclear) & ~present, IGNORED, present).astype(np.uint8)
+
+
+def classes_of(objects: Objects, num_classes: int) -> np.ndarray:
+    """uint8 (K,): the classes of an image's objects; those of difficult ones alone are unclear."""
+    labels, difficult = objects["labels"], objects["difficult"]
+    return classes_present(labels[~difficult], labels[difficult], num_classes)

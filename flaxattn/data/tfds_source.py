@@ -17,6 +17,9 @@ from flaxattn.images.decoding import decode_mask, image_size
 # so small a set is read in no time.
 HELD_IN_MEMORY = 2**20
 
+# Of TFDS's VOC: the classes of objects that are not difficult, beside its "labels" of all.
+_CLEAR = "labels_no_difficult"
+
 
 class TfdsSource:
     """One split of a TFDS set prepared as array_record, read without TensorFlow.
@@ -24,8 +27,9 @@ class TfdsSource:
     An image's class is a feature of kind ClassLabel, its classes a Sequence of these, its objects a
     Sequence of dicts with a BBoxFeature `bbox` and a ClassLabel `label`, its mask a LabeledImage.
     Objects that say whether one `is_difficult` follow VOC, which counts pixels from 1: 1 is taken
-    off their left and top. `voc` has its classes twice, and those without difficult objects count.
-    Left out is an object whose box has no area, as `coco` has one.
+    off their left and top. `voc` has its classes twice, with and without difficult objects: one of
+    difficult objects alone is `IGNORED`. Left out is an object whose box has no area, as `coco` has
+    one.
 
     Raises InputError if the set is not prepared, is prepared in another file format, has no image
     with such an annotation, or has no such split.
@@ -90,10 +94,14 @@ class TfdsSource:
                 value, num_classes=self.num_classes, name=f"the mask of {record['name']}"
             )
         else:
-            labels = _known(np.asarray(value), record)
             several = self._annotation == "classes"
-            record["label"] = classes_present(labels, self.num_classes) if several else int(labels)
+            labels = _known(np.asarray(value), record)
+            record["label"] = self._present(labels, example) if several else int(labels)
         return record
+
+    def _present(self, labels: np.ndarray, example: dict[str, Any]) -> np.ndarray:
+        all_labels = example.get("labels", labels) if self._key == _CLEAR else labels
+        return classes_present(labels, np.asarray(all_labels), self.num_classes)
 
     def _objects(self, found: dict[str, Any], record: Record, index: int) -> Objects:
         height, width = image_size(record["image"], name=record["name"])
@@ -150,7 +158,7 @@ def _keys(name: str, info: tfds.core.DatasetInfo, annotation: str) -> tuple[str,
     pictures = [key for key, kind in features.items() if isinstance(kind, tfds.features.Image)]
     images = [key for key in pictures if not isinstance(features[key], tfds.features.LabeledImage)]
     keys = [key for key, kind in features.items() if _class_names(kind, annotation) is not None]
-    chosen = (*(info.supervised_keys or ())[:2], "labels_no_difficult")
+    chosen = (*(info.supervised_keys or ())[:2], _CLEAR)
     images = [key for key in images if key in chosen] or images
     keys = [key for key in keys if key in chosen] or keys
     if not len(images) == len(keys) == 1:

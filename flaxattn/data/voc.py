@@ -8,7 +8,7 @@ from xml.parsers import expat
 
 import numpy as np
 
-from flaxattn.data.records import Objects, Record, classes_present, read_file
+from flaxattn.data.records import Objects, Record, classes_of, read_file
 from flaxattn.errors import InputError, unknown
 from flaxattn.images.decoding import decode_mask
 
@@ -33,7 +33,8 @@ class VocSource:
 
     What is learnt, by `annotation`:
         "objects": all of them; an image may have none.
-        "classes": those with an object that is not difficult, as VOC's own lists count.
+        "classes": those with an object that is not difficult. A class of difficult objects alone is
+            `IGNORED`, as in VOC's own lists and their evaluation.
         "class": the class of an image whose objects that are not difficult are all of one class;
             the other images are left out. VOC has no such task: the rule is ours.
         "masks": the classes are `background`, then those of the objects.
@@ -83,7 +84,7 @@ class VocSource:
         if self._annotation == "class":
             record["label"] = self._labels[index]
         elif self._annotation == "classes":
-            record["label"] = classes_present(self._clear_labels(index), self.num_classes)
+            record["label"] = classes_of(self._objects(index), self.num_classes)
         elif self._annotation == "objects":
             record["objects"] = self._objects(index)
         else:

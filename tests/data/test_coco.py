@@ -79,9 +79,9 @@ def test_objects(root, caplog):
     np.testing.assert_equal(pickle.loads(pickle.dumps(source))[2], source[2])
 
 
-def test_crowds_are_no_classes(root):
+def test_classes_of_crowds_alone_count_nowhere(root):
     source = open_source(write(root, CONTENT), "val", annotation="classes")
-    assert [source[index]["label"].tolist() for index in range(3)] == [[0, 0], [0, 0], [1, 1]]
+    assert [source[index]["label"].tolist() for index in range(3)] == [[255, 0], [0, 0], [1, 1]]
 
 
 def test_there_may_be_no_object_at_all(root):

@@ -121,10 +121,11 @@ def test_an_image_may_have_no_objects(root):
     assert objects["image_id"] == 1
 
 
-def test_difficult_objects_are_no_classes(root):
+def test_classes_of_difficult_objects_alone_count_nowhere(root):
     source = open_source(config(root), "train", annotation="classes")
     labels = [source[index]["label"] for index in range(2)]
-    assert np.flatnonzero(labels[0]).tolist() == [CLASSES.index("dog")]
+    assert np.flatnonzero(labels[0] == 1).tolist() == [CLASSES.index("dog")]
+    assert np.flatnonzero(labels[0] == 255).tolist() == [CLASSES.index("person")]
     assert labels[1].tolist() == [0] * 20
     assert labels[0].dtype == np.uint8
 
