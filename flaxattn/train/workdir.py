@@ -16,6 +16,7 @@ _MAY_CHANGE = {
     "checkpoint_every",
     "keep_checkpoints",
     "eval_batch_size",
+    "pictures",
     "data.data_dir",
     "data.workers",
     "profile.start",
