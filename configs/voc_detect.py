@@ -25,12 +25,11 @@ def get_config(arg: str = "scenes") -> ConfigDict:
     config = base_config()
     config.task = "detection"
     config.data.source = "voc"
-    config.eval_every = 5.0
     _SETS[name](config)
     if debug:
         config.batch_size = config.eval_batch_size = 8
-        config.epochs = 0.1
-        config.optim.warmup_epochs = 0.02
+        config.epochs = 0.016
+        config.optim.warmup_epochs = 0.004
         config.log_every = 2
         config.checkpoint_every = 4
     if attention != "none":
@@ -67,7 +66,7 @@ def _scenes(config: ConfigDict) -> None:
     )
     config.batch_size = 16
     config.eval_batch_size = 40
-    config.epochs = 20.0
+    config.epochs = 3.0
     config.data.name = "scenes"
     config.data.eval_split = "val"
     config.data.canvas = (128, 128)
@@ -78,10 +77,10 @@ def _scenes(config: ConfigDict) -> None:
     config.optim.name = "adamw"
     config.optim.learning_rate = 2e-3
     config.optim.weight_decay = 1e-2
-    config.optim.warmup_epochs = 1.0
+    config.optim.warmup_epochs = 0.15
     config.optim.clip_norm = 5.0
-    config.log_every = 37
-    config.checkpoint_every = 185
+    config.log_every = 25
+    config.checkpoint_every = 125
 
 
 def _voc2012(config: ConfigDict) -> None:

@@ -39,8 +39,8 @@ def get_config(arg: str = "scenes") -> ConfigDict:
         config.model.attention = {"name": mechanism}
     if debug:
         config.model.backbone.update(stage_sizes=(1, 1, 1, 1), width=(8, 8, 8, 8))
-        config.epochs = 0.1
-        config.optim.warmup_epochs = 0.02
+        config.epochs = 0.008
+        config.optim.warmup_epochs = 0.002
         config.data.image_size = 32
         config.log_every = 2
         config.checkpoint_every = 4
@@ -57,7 +57,7 @@ def _scenes(config: ConfigDict) -> None:
     )
     config.batch_size = 8
     config.eval_batch_size = 40
-    config.epochs = 30.0
+    config.epochs = 5.0
     config.data.name = "scenes"
     config.data.image_size = 96
     config.data.eval_resize = 0
@@ -69,10 +69,9 @@ def _scenes(config: ConfigDict) -> None:
     config.optim.name = "adamw"
     config.optim.learning_rate = 3e-3
     config.optim.weight_decay = 0.01
-    config.optim.warmup_epochs = 1.0
-    config.log_every = 75
-    config.eval_every = 5.0
-    config.checkpoint_every = 375
+    config.optim.warmup_epochs = 0.15
+    config.log_every = 100
+    config.checkpoint_every = 500
 
 
 def _voc2012(config: ConfigDict) -> None:

@@ -1,6 +1,7 @@
 """Digit scenes: a small set for detection and segmentation, made on the spot in VOC's layout."""
 
 import itertools
+import logging
 import os
 import shutil
 import tempfile
@@ -12,15 +13,18 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 from tensorflow_datasets.core import constants
+from tqdm import tqdm
 
 from flaxattn.data.digits import pixels_and_labels, splits
 from flaxattn.data.records import IGNORED
 from flaxattn.images.drawing import COLOURS
 from flaxattn.images.geometry import interpolate
 
+log = logging.getLogger("flaxattn")
+
 # Of the pictures: with another version a prepared set is made anew.
-VERSION = "1.0.0"
-COUNTS = {"train": 600, "val": 200}
+VERSION = "1.1.0"
+COUNTS = {"train": 4000, "val": 200}
 
 SIDES = (96, 128)  # of pictures, in pixels
 DIGIT_SIDES = (14, 48)
@@ -85,6 +89,7 @@ def prepare(data_dir: str | os.PathLike | None = None) -> Path:
     folder = Path(data_dir or constants.DATA_DIR, "scenes", VERSION)
     if folder.exists():
         return folder
+    log.info("drawing %s pictures of digits in %s", f"{sum(COUNTS.values()):,}", folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix="incomplete.", dir=folder.parent))
     try:
@@ -117,7 +122,8 @@ def write(root: Path, counts: dict[str, int] | None = None) -> None:
     for seed, split in enumerate(("train", "val")):
         listed[split] = [f"{split}_{index:06}" for index in range(counts[split])]
         listed["trainval"] += listed[split]
-        for index, name in enumerate(listed[split]):
+        names = tqdm(listed[split], desc=f"drawing {split}", unit="picture", disable=None)
+        for index, name in enumerate(names):
             random = np.random.RandomState([seed, index])
             chosen = random.choice(of_split[split], random.randint(1, MOST_DIGITS + 1))
             _write_scene(root, name, draw(random, images[chosen], labels[chosen]))

@@ -104,11 +104,13 @@ def test_some_digits_are_difficult():
     assert {digit.label for digit in digits} == set(range(6))
 
 
-def test_the_scenes_are_prepared_on_the_spot(tmp_path, monkeypatch):
+def test_the_scenes_are_prepared_on_the_spot(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="flaxattn")
     monkeypatch.setattr(scenes, "COUNTS", {"train": 3, "val": 2})
     config = {"source": "voc", "name": "scenes", "data_dir": str(tmp_path)}
     train, val = (open_source(config, split, annotation="objects") for split in ("train", "val"))
     assert (len(train), len(val)) == (3, 2)
+    assert f"drawing 5 pictures of digits in {tmp_path}" in caplog.text
     assert [path.name for path in (tmp_path / "scenes").iterdir()] == [scenes.VERSION]
     monkeypatch.setattr(scenes, "write", lambda *_: pytest.fail("written twice"))
     assert len(open_source(config, "trainval", annotation="classes")) == 5

@@ -19,6 +19,7 @@ from tests.train.runs import history, newest_state, newest_step
 ROOT = Path(__file__).parents[2]
 # The flags of conftest.py, but for the one of the eight devices.
 _, _, QUICK = os.environ["XLA_FLAGS"].partition(" ")
+WITHOUT_TORCH = str(ROOT / "tests" / "train" / "without_torch")
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def start():
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | {"XLA_FLAGS": QUICK} | environment,
+            env=os.environ | {"XLA_FLAGS": QUICK, "PYTHONPATH": WITHOUT_TORCH} | environment,
         )
         started.append(process)
         return process
