@@ -94,33 +94,32 @@ def _scenes(config: ConfigDict, mechanism: str, _: str, debug: bool) -> None:
         raise unknown("mechanism for scenes", mechanism, SLOTS)
     model = {
         "name": "resnet10",
-        "width": (8, 24, 48, 96),
+        "width": (16, 32, 64, 128),
         "stem": "small",
         "global_pool": "max",
     }
     config.model = ConfigDict(model | SLOTS[mechanism])
-    config.init.prefix = "backbone."  # of the segmenter
-    config.init.allow_new = ("head", "attention")
-    config.batch_size = 8
+    config.batch_size = 32
     config.eval_batch_size = 40
-    config.epochs = 10.0
-    config.data.image_size = 112
-    config.data.eval_resize = 112
+    config.epochs = 12.0
+    config.data.image_size = 64
+    config.data.eval_resize = 64
     config.data.mean = (0.5, 0.5, 0.5)
     config.data.std = (0.2, 0.2, 0.2)
     config.data.augment.crop = "padded"
-    config.data.augment.padding = 8
+    config.data.augment.padding = 4
     config.data.augment.flip = False  # a mirrored digit is none
     config.optim.name = "adamw"
-    config.optim.learning_rate = 1e-3
+    config.optim.learning_rate = 3e-3
     config.optim.weight_decay = 0.01
     config.optim.warmup_epochs = 1.0
-    config.log_every = 75
+    config.log_every = 125
     config.eval_every = 2.0
-    config.checkpoint_every = 375
+    config.checkpoint_every = 250
     if debug:
-        config.epochs = 0.1
-        config.optim.warmup_epochs = 0.02
+        config.epochs = 0.016
+        config.optim.warmup_epochs = 0.004
+        config.batch_size = 8
         config.data.image_size = 32
         config.data.eval_resize = 32
         config.log_every = 2
