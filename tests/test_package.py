@@ -6,6 +6,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import flaxattn
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -16,7 +18,7 @@ def test_the_wheel_has_every_module_and_says_that_it_is_typed(tmp_path):
     shutil.copytree(ROOT / "flaxattn", tmp_path / "flaxattn", ignore=ignored)
     code = "from setuptools import build_meta; build_meta.build_wheel('.')"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("flaxattn-*.whl")
+    (wheel,) = tmp_path.glob(f"flaxattn-{flaxattn.__version__}-*.whl")
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("flaxattn/")}
     present = {p.relative_to(tmp_path).as_posix() for p in (tmp_path / "flaxattn").rglob("*.*")}
     assert "flaxattn/py.typed" in packed
