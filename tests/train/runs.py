@@ -7,13 +7,21 @@ import jax
 import orbax.checkpoint as ocp
 
 
-def history(workdir):
-    """The losses of metrics.jsonl by (step, split), in their order; no row twice."""
+def rows(workdir):
+    """The metrics of metrics.jsonl by (step, split), in their order, without speeds; none twice."""
     lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    losses = {(row["step"], row["split"]): row["loss"] for row in rows}
-    assert len(losses) == len(rows)
-    return losses
+    found = [json.loads(line) for line in lines]
+    metrics = {
+        (row.pop("step"), row.pop("split")): {k: v for k, v in row.items() if "per_second" not in k}
+        for row in found
+    }
+    assert len(metrics) == len(found)
+    return metrics
+
+
+def history(workdir):
+    """The losses of `rows`."""
+    return {place: metrics["loss"] for place, metrics in rows(workdir).items()}
 
 
 def losses(workdir, split="train"):
