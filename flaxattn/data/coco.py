@@ -134,12 +134,12 @@ class CocoSource:
 
     def _mask(self, index: int) -> np.ndarray:
         width, height = self._sizes[index].tolist()
-        mask = np.zeros((height, width), np.uint8)
+        mask = np.zeros((height, width), np.uint8, order="F")  # as pycocotools has its own
         for i in range(*self._starts[index : index + 2]):
             name = f"{self._file}: the segmentation of annotation {self._annotation_ids[i]}"
             pixels = covered(json.loads(self._segmentations[i]), (height, width), name=name)
             value = IGNORED if self._crowds[i] else 1 + self._labels[i]
-            mask[pixels] = np.where(mask[pixels] == 0, value, IGNORED)
+            np.copyto(mask, np.where(mask == 0, np.uint8(value), np.uint8(IGNORED)), where=pixels)
         return mask
 
     def _objects(self, index: int) -> Objects:
