@@ -125,9 +125,10 @@ def detector():
         "fasterrcnn_resnet50_fpn",
         num_classes=3,
         features=FEATURES,
-        body={"stage_sizes": (1, 1, 1, 1), "block": "basic", "width": 8},
-        proposals={"pre_nms_test": 20, "post_nms_test": 20},
-        heads={"hidden_features": 16, "num_detections": 10},
+        body={"stage_sizes": (1, 1), "block": "basic", "width": 16},
+        taps=((1, -1), (2, -1)),
+        proposals={"pre_nms_test": 20, "post_nms_test": 20, "anchor_sizes": ((16,), (32,), (64,))},
+        heads={"hidden_features": 16, "num_detections": 10, "formulation": "gather"},
     )
     images = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
     variables = initialise(model, jax.random.key(0), images.shape)
@@ -157,7 +158,7 @@ def detections(model, variables, images):
     [
         *at({"position": "post"}, ("gated_channel", "non_local", "se"), quick=("se",)),
         *at({"position": "lateral"}, ("cbam",)),
-        *at({"position": "input", "stages": (2, 3)}, ("eca",)),
+        *at({"position": "input", "stages": 2}, ("eca",)),
         *at({"position": "post", "share": True}, ("coordinate",)),
     ],
     ids=str,
