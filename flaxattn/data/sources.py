@@ -29,7 +29,7 @@ def open_source(config: Mapping[str, Any], split: str, *, annotation: str = "cla
         split: a TFDS split, slices included ("train[:90%]"); the name of a folder below the root;
             a list of VOC's ImageSets such as "train", or of several years,
             "VOC2007/trainval+VOC2012/trainval"; COCO's such as "train2017".
-        annotation: a key of ANNOTATIONS. A folder has "class" alone, COCO no "masks".
+        annotation: a key of ANNOTATIONS. A folder has "class" alone, COCO all but "class".
 
     The EMBEDDED sets and the scenes are prepared on the spot if need be; all others must lie on
     this machine.

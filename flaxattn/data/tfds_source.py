@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import logging
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from flaxattn.data.digits import EMBEDDED, prepare
 from flaxattn.data.records import ANNOTATIONS, Objects, Record, classes_present
 from flaxattn.errors import InputError, shown, unknown
 from flaxattn.images.decoding import decode_mask, image_size
+
+log = logging.getLogger("flaxattn")
 
 # In bytes. Getting at a record in a file costs as much as decoding an image of a few pixels, and
 # so small a set is read in no time.
@@ -29,7 +32,7 @@ class TfdsSource:
     Objects that say whether one `is_difficult` follow VOC, which counts pixels from 1: 1 is taken
     off their left and top. `voc` has its classes twice, with and without difficult objects: one of
     difficult objects alone is `IGNORED`. Left out is an object whose box has no area, as `coco` has
-    one.
+    one. The first to be read is logged, for their number would take reading them all.
 
     Raises InputError if the set is not prepared, is prepared in another file format, has no image
     with such an annotation, or has no such split.
@@ -70,6 +73,7 @@ class TfdsSource:
             self._examples = list(self._examples)
         self._title = f"{builder.info.name}/{split}"
         self._annotation = annotation
+        self._all_have_had_area = True
         self.class_names = _class_names(builder.info.features[self._key], annotation) or ()
 
     def __reduce__(self) -> tuple:
@@ -112,6 +116,9 @@ class TfdsSource:
             boxes[:, :2] -= 1
         difficult = found.get("is_difficult", found.get("is_crowd", np.zeros(len(boxes))))
         kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        if self._all_have_had_area and not kept.all():
+            self._all_have_had_area = False
+            log.warning("%s has an object without area: all such are left out", record["name"])
         return {
             "boxes": boxes[kept].astype(np.float32),
             "labels": _known(np.asarray(found["label"], np.int32), record)[kept],

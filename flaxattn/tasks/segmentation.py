@@ -85,7 +85,7 @@ class Segmentation:
         for name, logits in outputs.items():
             weight = self.aux_weight if name == "aux" else 1.0
             loss += weight * mean(cross_entropy(logits, labels))
-        right = jnp.argmax(outputs["out"], axis=-1) == labels
+        right = self.predict(outputs["out"]) == labels
         return loss, {"accuracy": mean(right.astype(loss.dtype))}
 
     def measure(self, outputs: Array, batch: Batch) -> Measured:

@@ -2,13 +2,18 @@ import copy
 import json
 import logging
 import pickle
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from flaxattn.data import open_source
+from flaxattn.data.records import IGNORED
 from flaxattn.errors import InputError
+
+# pycocotools 2.0.11 with NumPy 2, when it decodes run lengths.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 CONTENT = {
     "images": [
@@ -89,6 +94,71 @@ def test_there_may_be_no_object_at_all(root):
     assert source[2]["objects"]["boxes"].shape == (0, 4)
 
 
+def square(left, top, right, bottom):
+    return [left, top, right, top, right, bottom, left, bottom]
+
+
+# Image 8, of 20x30 pixels, has a dog of two parts, a car and another dog; 42, of 40x50, a crowd and
+# a dog.
+BODY, TAIL = square(0, 0, 8, 8), square(6, 0, 9, 5)
+COLUMNS = {"size": [40, 50], "counts": [400, 800, 800]}  # 10 to 29
+MASKED = CONTENT | {
+    "annotations": [
+        {"image_id": 8, "category_id": 18, "segmentation": [BODY, TAIL]},
+        {"image_id": 42, "category_id": 3, "segmentation": COLUMNS, "iscrowd": 1},
+        {"image_id": 8, "category_id": 3, "segmentation": [square(5, 4, 40, 10)]},
+        {"image_id": 42, "category_id": 18, "segmentation": [square(0, 0, 20, 2)]},
+        {"image_id": 8, "category_id": 18, "segmentation": [square(0, 6, 3, 12)]},
+    ]
+}
+for number, each in enumerate(MASKED["annotations"]):
+    each |= {"id": 100 + number, "bbox": [0, 0, 0, 0]}
+
+
+def test_masks(root, caplog):
+    source = open_source(write(root, MASKED), "val", annotation="masks")
+    assert not caplog.messages
+    assert source.class_names == ("background", "car", "dog")
+    source = pickle.loads(pickle.dumps(source))
+    crowded, empty, full = (source[index]["mask"] for index in range(3))
+    assert {mask.dtype for mask in (crowded, empty, full)} == {np.dtype(np.uint8)}
+    expected = np.zeros((40, 50), np.uint8)
+    expected[:2, :10] = 2
+    expected[:, 10:30] = IGNORED
+    np.testing.assert_array_equal(crowded, expected)
+    np.testing.assert_array_equal(empty, np.zeros((20, 30)))
+    expected = np.zeros((20, 30), np.uint8)
+    expected[:8, :8] = expected[:5, 6:9] = expected[6:12, :3] = 2
+    expected[4:10, 5:] = 1
+    expected[4:8, 5:8] = expected[4, 5:9] = expected[6:8, :3] = IGNORED
+    np.testing.assert_array_equal(full, expected)
+
+
+def test_a_wrong_segmentation_is_a_sentence_with_its_file_and_annotation(root):
+    content = copy.deepcopy(MASKED)
+    content["annotations"][2]["segmentation"] = [[1, 2, 3, 4]]
+    source = open_source(write(root, content), "val", annotation="masks")
+    assert source[0]["mask"].any()
+    with pytest.raises(InputError, match=r"val\.json: the segmentation of annotation 102"):
+        source[2]
+
+
+def test_what_masks_cannot_be_made_of_is_refused_at_once(root, monkeypatch):
+    for content, words in (
+        (CONTENT, "fields .KeyError: 'id'.*for masks id and segmentation"),
+        (
+            CONTENT | {"categories": [{"id": i, "name": str(i)} for i in range(255)]},
+            "255 categories, and masks hold 254",
+        ),
+    ):
+        with pytest.raises(InputError, match=rf"instances_val\.json .*{words}"):
+            open_source(write(root, content), "val", annotation="masks")
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(InputError, match=r"needs pycocotools: pip install 'flaxattn\[coco\]'"):
+        open_source(write(root, MASKED), "val", annotation="masks")
+    open_source(write(root, CONTENT), "val", annotation="objects")
+
+
 def changed(key, index, **fields):
     content = copy.deepcopy(CONTENT)
     content[key][index] |= fields
@@ -125,8 +195,8 @@ def test_what_is_missing_is_a_sentence(root, tmp_path_factory):
     config = write(root, CONTENT)
     with pytest.raises(InputError, match=r"unknown split of .*: 'vla': did you mean val\?"):
         open_source(config, "vla", annotation="objects")
-    with pytest.raises(InputError, match="not for semantic segmentation"):
-        open_source(config, "val", annotation="masks")
+    with pytest.raises(InputError, match="COCO folder is not read for image classification"):
+        open_source(config, "val", annotation="class")
     (root / "val/a.jpg").unlink()
     with pytest.raises(InputError, match=r"val/a\.jpg cannot be read \(No such file"):
         open_source(config, "val", annotation="objects")[1]

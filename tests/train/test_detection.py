@@ -9,7 +9,7 @@ from flaxattn.inspect.compiled import collectives
 from flaxattn.train.experiment import make_experiment
 from flaxattn.train.loop import Preempted, run
 from flaxattn.train.sharding import to_devices
-from tests.train.runs import newest_state
+from tests.train.runs import assert_same_on_eight_devices, newest_state
 
 
 @pytest.fixture
@@ -67,3 +67,13 @@ def test_it_goes_on_bit_for_bit(config, tmp_path, monkeypatch):
         newest_state(tmp_path / "halves"),
         newest_state(tmp_path / "whole"),
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"])
+def test_devices_do_not_change_the_losses(config, name, tmp_path):
+    """In float64, with norms that are frozen and with those of the second, which learn."""
+    config.model.name = name
+    config.dtype = "float64"
+    config.log_every = 1
+    assert_same_on_eight_devices(config, tmp_path)

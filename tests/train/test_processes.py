@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.train.runs import history, newest_state, newest_step
+from tests.train.runs import history, newest_state, newest_step, rows
 
 ROOT = Path(__file__).parents[2]
 # The flags of conftest.py, but for the one of the eight devices.
@@ -78,11 +78,47 @@ def flags(data_dir):
 def test_sigkill_at_any_moment_costs_nothing(tmp_path, flags, start, moments):
     """Killed while starting, between saves, in two saves and before its result is written."""
     flags += ["--config.epochs=2.0", "--config.checkpoint_every=3"]
-    status, output = finish(start(tmp_path / "whole", *flags))
-    assert status == 0, output
+    assert_sigkill_costs_nothing(
+        tmp_path, lambda workdir: start(workdir, *flags), moments, last_step=44
+    )
 
-    workdir = tmp_path / "killed"
-    checkpoints = workdir / "checkpoints"
+
+# Debug runs on few pictures, made smaller still by flags.
+OF_SCENES = {
+    "voc_classify.py:scenes,debug": ["model.width=(8, 8, 8, 8)"],
+    "voc_segment.py:scenes,debug": ["model.head.features=8"],
+    "voc_detect.py:scenes,debug": [
+        "model.body.width=8",
+        "model.body.stem_width=8",
+        "model.features=8",
+        "model.heads.conv_features=(8,)",
+        "model.heads.hidden_features=16",
+        "data.canvas=(64, 64)",
+        "data.min_size=(48,)",
+        "data.max_size=64",
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", OF_SCENES)
+def test_sigkill_costs_nothing_in_other_tasks(tmp_path, scenes_root, start, config):
+    fields = ["data.name=few", f"data.data_dir={scenes_root}", "epochs=12.0", "eval_batch_size=8"]
+    fields += ["log_every=1", "checkpoint_every=3", "optim.warmup_epochs=1.0", *OF_SCENES[config]]
+    flags = [f"--config.{field}" for field in fields]
+    assert_sigkill_costs_nothing(
+        tmp_path,
+        lambda workdir: start(workdir, *flags, config=config),
+        ("stepping", "saving"),
+        last_step=12,
+    )
+
+
+def assert_sigkill_costs_nothing(tmp_path, begin, moments, *, last_step):
+    """A run that `begin(workdir)` starts, killed at the moments, ends as one that is left alone."""
+    whole, workdir = tmp_path / "whole", tmp_path / "killed"
+    status, output = finish(begin(whole))
+    assert status == 0, output
 
     def starting():
         return (workdir / "config.json").exists()
@@ -93,24 +129,31 @@ def test_sigkill_at_any_moment_costs_nothing(tmp_path, flags, start, moments):
         return metrics.exists() and metrics.stat().st_mtime > began and rows_unsaved(metrics)
 
     def saving():
-        return stepping() and any("tmp" in path.name for path in checkpoints.glob("*"))
+        return stepping() and any("tmp" in path.name for path in workdir.glob("checkpoints/*"))
 
     def evaluated():
         """All is done but the curves, the end of the last save, and the result."""
-        return (44, "test") in history(workdir)
+        return (last_step, "test") in rows(workdir)
 
     known = {call.__name__: call for call in (starting, stepping, saving, evaluated)}
     for moment in moments:
         began = time.time()
-        kill_at(known[moment], start(workdir, *flags))
+        kill_at(known[moment], begin(workdir))
     assert not (workdir / "result.json").exists()
-    status, output = finish(start(workdir, *flags))
+    status, output = finish(begin(workdir))
     assert status == 0, output
 
-    assert newest_step(workdir) == newest_step(tmp_path / "whole") == 44
-    whole = newest_state(tmp_path / "whole")
-    jax.tree.map(np.testing.assert_array_equal, newest_state(workdir), whole)
-    assert history(workdir) == history(tmp_path / "whole")
+    assert newest_step(workdir) == newest_step(whole) == last_step
+    jax.tree.map(np.testing.assert_array_equal, newest_state(workdir), newest_state(whole))
+    assert rows(workdir) == rows(whole)
+    assert files_of(workdir) == files_of(whole)
+
+
+def files_of(workdir):
+    """What lies there, but for TensorBoard's events; Orbax gives its arrays' files random names."""
+    paths = [path.relative_to(workdir) for path in workdir.rglob("*")]
+    paths = [path.parent if path.parent.name == "d" else path for path in paths]
+    return {path for path in paths if path.parts[0] != "tensorboard"}
 
 
 def rows_unsaved(metrics):

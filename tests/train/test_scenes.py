@@ -8,7 +8,7 @@ from configs import voc_classify, voc_segment
 from flaxattn.train.experiment import make_experiment
 from flaxattn.train.loop import Preempted, run
 from flaxattn.train.sharding import to_devices
-from tests.train.runs import losses, newest_state
+from tests.train.runs import assert_same_on_eight_devices, losses, newest_state
 
 ONE = jax.devices()[:1]
 CONFIGS = [
@@ -52,3 +52,12 @@ def test_resumed_it_is_bit_equal_and_devices_do_not_matter(name, request, tmp_pa
     state, sums = experiment.new_state(experiment.start()), experiment.new_sums()
     _, sums = experiment.train_steps[0](state, sums, batch)
     assert float(sums["loss"]) == pytest.approx(losses(tmp_path / "whole")[0], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["classify_config", "segment_config"])
+def test_devices_do_not_change_the_losses(name, request, tmp_path):
+    """In float64 it is the same function, through all of a run and in its evaluations."""
+    config = request.getfixturevalue(name)
+    config.dtype = "float64"
+    assert_same_on_eight_devices(config, tmp_path)

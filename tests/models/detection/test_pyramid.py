@@ -6,16 +6,27 @@ import jax
 import numpy as np
 import pytest
 import torch
+from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from flaxattn import InputError, create_attention, graft, initialise
+from flaxattn import ATTENTION, InputError, create_attention, graft, initialise
 from flaxattn.models.detection import create_detector
 from flaxattn.models.detection.pyramid import FeaturePyramid
 from flaxattn.models.place import place
 from flaxattn.models.placement import Places
 from tests.attention import parity
+from tests.attention.examples import fields
 
-LEVELS, FEATURES = 3, 8
+LEVELS, FEATURES = 3, 32
+# What cannot stand at a level; all else in ATTENTION must start unseen there.
+CONVOLUTIONS = (
+    *("botnet", "cond_conv", "dynamic_conv", "halo", "lambda", "pyramid_squeeze", "sk"),
+    "split_attention",
+)
+HEADS = ("psanet", "simplified_psa")
+STANDING = sorted(ATTENTION.keys() - {*CONVOLUTIONS, *HEADS})
+# One of each kind of start, and one whose start is mixed in.
+FEW = ("gated_channel", "generalized", "global_context", "non_local", "se", "simam", "triplet")
 
 
 def pyramid(attention=None, fuse=None):
@@ -27,7 +38,7 @@ def pyramid(attention=None, fuse=None):
 
 def maps():
     rng = np.random.default_rng(0)
-    shapes = ((1, 16, 24, 8), (1, 8, 12, 16), (1, 4, 6, 32))
+    shapes = ((1, 16, 24, 16), (1, 8, 12, 32), (1, 4, 6, 64))
     return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
 
 
@@ -53,40 +64,113 @@ def test_layers_stand_where_they_are_placed(where, layers):
     assert shapes.keys() - before == layers
     assert before <= shapes.keys()
     channels = {shapes[name]["fc1"]["kernel"].shape[-2] for name in layers}
-    assert channels == ({8, 32} if where["position"] == "input" else {FEATURES})
+    assert channels == ({16, 64} if where["position"] == "input" else {FEATURES})
 
 
-@pytest.mark.parametrize("position", ["post", "lateral", "input"])
-@pytest.mark.parametrize("layer", [{"name": "se", "reduction": 2}, {"name": "simam"}], ids=str)
-def test_a_graft_leaves_the_maps_as_they_are(layer, position):
+def at(where, names, *, quick=()):
+    """Each name and where it stands, as parameters of a test: slow ones, but for those `quick`."""
+    marks = [() if name in quick else pytest.mark.slow for name in names]
+    return [pytest.param(name, where, marks=m) for name, m in zip(names, marks, strict=True)]
+
+
+def grafted(name, where):
+    own = fields(name) | {"bat": {"block_size": 2}}.get(name, {})  # for maps of 4x6
+    return {"name": name, **own, **where, "graft": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        *at({"position": "post"}, STANDING, quick=("dia", "global_context", "se")),
+        *at({"position": "lateral"}, FEW, quick=("triplet",)),
+        *at({"position": "input"}, FEW, quick=("non_local",)),
+        *at({"position": "post", "share": True}, FEW, quick=("simam",)),
+    ],
+    ids=str,
+)
+def test_a_graft_leaves_the_maps_as_they_are(name, where):
     variables, expected = plain()
-    attended = pyramid({**layer, "position": position, "graft": True})
-    grown = jax.jit(attended.init)(jax.random.key(1), maps())
-    kept = {**grown["params"], **variables["params"]}
-    found = jax.jit(attended.apply)({"params": kept}, maps())
-    assert grown["params"].keys() - variables["params"].keys()
+    attended = pyramid(grafted(name, where))
+
+    @jax.jit
+    def grow(variables):
+        grown = attended.init(jax.random.key(1), maps())
+        kept = grown | {"params": grown["params"] | variables["params"]}
+        return kept["params"], attended.apply(kept, maps())
+
+    params, found = grow(variables)
+    assert params.keys() > variables["params"].keys()
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def test_a_detector_is_grafted_by_name():
+@pytest.mark.parametrize(
+    ("names", "where", "sentence"),
+    [
+        (CONVOLUTIONS, {}, "replaces a convolution"),
+        (HEADS, {}, "is a head and changes the number of channels"),
+        (["dia"], {"share": True}, "carries a state from block to block"),
+    ],
+    ids=["convolutions", "heads", "states"],
+)
+def test_what_cannot_stand_at_a_level_is_refused(names, where, sentence):
+    for name in names:
+        with pytest.raises(InputError, match=sentence):
+            pyramid({"name": name, **where})
+
+
+@functools.cache
+def detector():
+    """A tiny one, its variables, images, and what it finds in them."""
     model = create_detector(
         "fasterrcnn_resnet50_fpn",
         num_classes=3,
         features=FEATURES,
-        body={"stage_sizes": (1, 1, 1, 1), "block": "basic", "width": 8},
+        body={"stage_sizes": (1, 1), "block": "basic", "width": 16},
+        taps=((1, -1), (2, -1)),
+        proposals={"pre_nms_test": 20, "post_nms_test": 20, "anchor_sizes": ((16,), (32,), (64,))},
+        heads={"hidden_features": 16, "num_detections": 10, "formulation": "gather"},
     )
-    shape = (1, 64, 64, 3)
-    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    variables = initialise(model, jax.random.key(0), shape)
-    attention = {"name": "se", "reduction": 4}
-    grown, more = graft(model, variables, attention=attention, input_shape=shape)
+    images = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
+    variables = initialise(model, jax.random.key(0), images.shape)
+    return model, variables, images, detections(model, variables, images)
+
+
+def detections(model, variables, images):
+    """The maps by one program, and what is in them by another.
+
+    XLA rounds two whole programs differently, by up to 4e-6 of the boxes' pixels.
+    """
+    maps = jax.jit(functools.partial(model.apply, method="pyramid"))(variables, images)
+
+    @jax.jit
+    def found(variables, images, maps):
+        def given(call, args, kwargs, context):
+            return maps if context.method_name == "pyramid" else call(*args, **kwargs)
+
+        with nn.intercept_methods(given):
+            return model.apply(variables, images)
+
+    return found(variables, images, maps)
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        *at({"position": "post"}, ("gated_channel", "non_local", "se"), quick=("se",)),
+        *at({"position": "lateral"}, ("cbam",)),
+        *at({"position": "input", "stages": 2}, ("eca",)),
+        *at({"position": "post", "share": True}, ("coordinate",)),
+    ],
+    ids=str,
+)
+def test_a_graft_leaves_the_detections_as_they_are(name, where):
+    model, variables, images, expected = detector()
+    assert expected.valid.any()
+    attention = {"name": name, **fields(name), **where}
+    grown, more = graft(model, variables, attention=attention, input_shape=images.shape)
     new = flatten_dict(more).keys() - flatten_dict(variables).keys()
-    assert {path[:3] for path in new} == {("params", "backbone", "fpn")}
-    before, after = (
-        jax.jit(functools.partial(detector.apply, method="pyramid"))(own, x)
-        for detector, own in ((model, variables), (grown, more))
-    )
-    jax.tree.map(np.testing.assert_array_equal, after, before)
+    assert {path[1:3] for path in new} == {("backbone", "fpn")}
+    jax.tree.map(np.testing.assert_array_equal, detections(grown, more, images), expected)
 
 
 def article(attn, features):
