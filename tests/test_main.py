@@ -15,6 +15,8 @@ import flaxattn
 from flaxattn import MODELS, weights
 from flaxattn.__main__ import main
 from flaxattn.models import ResNet
+from flaxattn.models.detection import DETECTORS
+from flaxattn.models.segmentation import SEGMENTERS
 from flaxattn.models.vgg import VGG
 from tests.models.test_vgg import SIZES
 from tests.models.test_vgg import small as small_vgg
@@ -248,6 +250,12 @@ def test_what_cannot_be_predicted(capsys, folder, picture, tmp_path):
     assert "cannot read class names" in refused(
         capsys, "predict", picture, "--weights", folder, "--labels", tmp_path / "none.txt"
     )
+    for flag, value in (("--threshold", "0.5"), ("--out", tmp_path)):
+        sentence = refused(capsys, "predict", picture, "--weights", folder, flag, value)
+        assert "tiny is a classifier, and this is for detectors" in sentence
+    assert "top=0 is below 1" in refused(
+        capsys, "predict", picture, "--weights", folder, "--top", "0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -283,7 +291,7 @@ def test_the_models_are_listed_by_a_part_of_their_names(capsys):
     assert "seresnext50_32x4d" in listed
     assert all("seresnext" in name for name in listed)
     assert main(["list", "--models"]) == 0
-    assert capsys.readouterr().out.splitlines() == sorted(MODELS)
+    assert capsys.readouterr().out.splitlines() == sorted({*MODELS, *DETECTORS, *SEGMENTERS})
     assert main(["list", "--models", "vision_transformer"]) == 2
 
 

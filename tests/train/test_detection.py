@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from configs import voc_detect
 from flaxattn.inspect.compiled import collectives
 from flaxattn.train.experiment import make_experiment
 from flaxattn.train.loop import Preempted, run
@@ -12,33 +11,11 @@ from flaxattn.train.sharding import to_devices
 from tests.train.runs import newest_state
 
 
-@pytest.fixture
-def config(scenes_root):
-    """configs/voc_detect.py:scenes,debug with the smallest of detectors, on few pictures.
-
-    Its norms are frozen: others, as everywhere, put their moments together over the devices.
-    """
-    config = voc_detect.get_config("scenes,debug")
-    config.data.name, config.data.data_dir = "", str(scenes_root)
-    config.model.name = "fasterrcnn_resnet50_fpn"
-    config.model.body.width = config.model.body.stem_width = 8
-    config.model.body.stage_sizes = (1, 1)
-    config.model.taps = ((1, -1), (2, -1))
-    config.model.proposals.anchor_sizes = ((16,), (32,), (64,))
-    config.model.features = 8
-    config.model.heads.conv_features = (8,)
-    config.model.heads.hidden_features = 16
-    config.epochs = 4.0
-    config.data.canvas = (64, 64)
-    config.data.min_size, config.data.max_size = (48,), 64
-    return config
-
-
-def test_devices_exchange_nothing_but_sums(config):
+def test_devices_exchange_nothing_but_sums(detect_config):
     """Of gradients and losses."""
     losses = []
     for count in (1, 8):
-        experiment = make_experiment(config, devices=jax.devices()[:count])
+        experiment = make_experiment(detect_config, devices=jax.devices()[:count])
         state, sums = experiment.new_state(experiment.start()), experiment.new_sums()
         batches = experiment.train_batches(start_step=0)
         batch = to_devices(experiment.mesh, next(batches))
@@ -51,17 +28,17 @@ def test_devices_exchange_nothing_but_sums(config):
         np.testing.assert_allclose(losses[1][name], one, rtol=1e-4, err_msg=name)
 
 
-def test_it_goes_on_bit_for_bit(config, tmp_path, monkeypatch):
+def test_it_goes_on_bit_for_bit(detect_config, tmp_path, monkeypatch):
     devices = jax.devices()[:1]
-    whole = run(config, tmp_path / "whole", devices=devices)
+    whole = run(detect_config, tmp_path / "whole", devices=devices)
     assert 0 <= whole["mAP"] <= 1
     monkeypatch.setattr(
         "flaxattn.train.checkpoint.Checkpoints.preempted", lambda _, step: step == 2
     )
     with pytest.raises(Preempted):
-        run(config, tmp_path / "halves", devices=devices)
+        run(detect_config, tmp_path / "halves", devices=devices)
     monkeypatch.undo()
-    assert run(config, tmp_path / "halves", devices=devices) == whole
+    assert run(detect_config, tmp_path / "halves", devices=devices) == whole
     jax.tree.map(
         np.testing.assert_array_equal,
         newest_state(tmp_path / "halves"),
