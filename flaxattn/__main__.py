@@ -278,7 +278,7 @@ def _predict(given: argparse.Namespace) -> None:
         for line in report.lines:
             print(f"  {line}")
         if given.out is not None:
-            print(f"  {write_picture(Path(given.out), image, report)}")
+            print(f"  {write_picture(given.out, image, report)}")
 
 
 def _classes(

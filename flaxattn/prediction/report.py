@@ -48,15 +48,19 @@ def of_objects(found: Sequence[Detection]) -> Report:
     return Report(lines, draw)
 
 
-def of_pixels(classes: np.ndarray, names: Sequence[str]) -> Report:
-    """The share of the pixels and the name of each class that there is, the largest first."""
+def of_pixels(classes: np.ndarray, names: Sequence[str] | None = None) -> Report:
+    """The share of the pixels and the name of each class that there is, the largest first.
+
+    Without names, classes have their numbers.
+    """
     labels, counts = np.unique(classes, return_counts=True)
     largest_first = np.argsort(-counts, kind="stable")
-    lines = [f"{counts[i] / classes.size:.4f}  {names[labels[i]]}" for i in largest_first]
+    words = labels if names is None else [names[label] for label in labels]
+    lines = [f"{counts[i] / classes.size:.4f}  {words[i]}" for i in largest_first]
     return Report(lines, functools.partial(with_classes, classes=classes))
 
 
-def write_picture(folder: Path, image: str | Path, report: Report) -> Path:
+def write_picture(folder: str | Path, image: str | Path, report: Report) -> Path:
     """Draws on an image file's picture, writes it into `folder`, and returns its path.
 
     The folder is made. No file is overwritten: for cat.jpg the picture is cat.png, or else
@@ -65,7 +69,7 @@ def write_picture(folder: Path, image: str | Path, report: Report) -> Path:
     Raises InputError where it cannot be written.
     """
     picture = to_pillow(report.draw(decode(image, channels=3)))
-    stem = Path(image).stem
+    folder, stem = Path(folder), Path(image).stem
     names = itertools.chain([f"{stem}.png"], (f"{stem}_{i}.png" for i in itertools.count(2)))
     try:
         folder.mkdir(parents=True, exist_ok=True)

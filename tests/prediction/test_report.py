@@ -138,6 +138,7 @@ def test_classes_of_pixels(capsys, segmenter, pictures):
 def test_the_shares_of_classes_that_are_there():
     classes = np.array([[2, 2, 0], [2, 2, 0]], np.uint8)
     assert of_pixels(classes, NAMES).lines == ["0.6667  newt", "0.3333  cat"]
+    assert of_pixels(classes).lines == ["0.6667  2", "0.3333  0"]
 
 
 def test_labels_in_a_file(capsys, detector, segmenter, pictures, tmp_path):
