@@ -13,7 +13,7 @@ from flaxattn.attention import ATTENTION
 from flaxattn.errors import InputError, require_range, shown, unknown
 from flaxattn.inspect import article, catalogue
 from flaxattn.inspect.network import describe_network
-from flaxattn.models import LISTED, MODELS, create_model
+from flaxattn.models import LISTED
 from flaxattn.prediction import detect, predict, segment
 from flaxattn.prediction.inputs import names_for
 from flaxattn.prediction.report import (
@@ -168,11 +168,13 @@ def _describe(given: argparse.Namespace) -> None:
         print(article.text(repeats=given.repeats or 0))
         return
     _refuse({"repeats": given.repeats}, "only --article is timed")
-    if given.name in MODELS:
+    models = all_names()
+    if given.name in models:
         _refuse({"features": given.features}, f"{given.name} is a model, which has its own")
         size = 224 if given.size is None else given.size
         require_range("size", size, 1, catalogue.LARGEST)
-        model = create_model(given.name, **{slot: _placement(slots[slot]) for slot in slots})
+        placements = {slot: _placement(slots[slot]) for slot in slots}
+        model = kind_of(given.name).create(given.name, **placements)
         print(describe_network(given.name, model, (1, size, size, 3)))
         return
     features = catalogue.FEATURES if given.features is None else given.features
@@ -180,9 +182,9 @@ def _describe(given: argparse.Namespace) -> None:
     try:
         text = catalogue.describe(given.name, features=features, size=size)
     except InputError:
-        if given.name in ATTENTION or not difflib.get_close_matches(given.name, MODELS):
+        if given.name in ATTENTION or not difflib.get_close_matches(given.name, models):
             raise
-        names = {*ATTENTION, *MODELS}
+        names = {*ATTENTION, *models}
         raise unknown("mechanism or model", given.name, names, listed=LISTED) from None
     _refuse(slots, f"{given.name} is a mechanism, and only models have slots")
     print(text)

@@ -262,6 +262,8 @@ def test_what_cannot_be_predicted(capsys, folder, picture, tmp_path):
     ("arguments", "sentence"),
     [
         (["resnet5O"], "unknown mechanism or model 'resnet5O': did you mean resnet50"),
+        (["fcn_resnet5O"], "did you mean fcn_resnet50"),
+        (["lraspp_resnet10", "--conv", "sk"], "unknown field of Segmenter 'conv'"),
         (["cbma"], "unknown attention 'cbma': did you mean cbam"),
         (["psa"], "'psa'"),
         (["tiny", "--features", "7"], "--features 7: tiny is a model, which has its own; leave"),
@@ -275,6 +277,13 @@ def test_what_cannot_be_predicted(capsys, folder, picture, tmp_path):
 )
 def test_what_cannot_be_described(capsys, arguments, sentence):
     assert sentence in refused(capsys, "describe", *arguments)
+
+
+@pytest.mark.parametrize("name", ["lraspp_resnet10", "fasterrcnn_mobilenet_v3_large_fpn"])
+def test_a_segmenter_and_a_detector_are_described(capsys, name):
+    lines = command(capsys, "describe", name, "--size", "64", "--attention", "eca").splitlines()
+    assert lines[-1].startswith(f"{name} at 64x64: ")
+    assert any(" EfficientChannel " in line for line in lines)
 
 
 def test_a_placement_on_the_command_line(capsys):
