@@ -11,11 +11,16 @@ from flaxattn.train.sharding import to_devices
 from tests.train.runs import newest_state
 
 
-def test_devices_exchange_nothing_but_sums(detect_config):
+@pytest.fixture
+def config(detect_config):
+    return detect_config
+
+
+def test_devices_exchange_nothing_but_sums(config):
     """Of gradients and losses."""
     losses = []
     for count in (1, 8):
-        experiment = make_experiment(detect_config, devices=jax.devices()[:count])
+        experiment = make_experiment(config, devices=jax.devices()[:count])
         state, sums = experiment.new_state(experiment.start()), experiment.new_sums()
         batches = experiment.train_batches(start_step=0)
         batch = to_devices(experiment.mesh, next(batches))
@@ -28,17 +33,17 @@ def test_devices_exchange_nothing_but_sums(detect_config):
         np.testing.assert_allclose(losses[1][name], one, rtol=1e-4, err_msg=name)
 
 
-def test_it_goes_on_bit_for_bit(detect_config, tmp_path, monkeypatch):
+def test_it_goes_on_bit_for_bit(config, tmp_path, monkeypatch):
     devices = jax.devices()[:1]
-    whole = run(detect_config, tmp_path / "whole", devices=devices)
+    whole = run(config, tmp_path / "whole", devices=devices)
     assert 0 <= whole["mAP"] <= 1
     monkeypatch.setattr(
         "flaxattn.train.checkpoint.Checkpoints.preempted", lambda _, step: step == 2
     )
     with pytest.raises(Preempted):
-        run(detect_config, tmp_path / "halves", devices=devices)
+        run(config, tmp_path / "halves", devices=devices)
     monkeypatch.undo()
-    assert run(detect_config, tmp_path / "halves", devices=devices) == whole
+    assert run(config, tmp_path / "halves", devices=devices) == whole
     jax.tree.map(
         np.testing.assert_array_equal,
         newest_state(tmp_path / "halves"),
