@@ -8,7 +8,7 @@ from flaxattn.layers.initialise import initialise
 from flaxattn.layers.norm import BatchNorm
 from flaxattn.models import MODELS, create_model
 from flaxattn.models.graft import graft
-from flaxattn.prediction import Prediction, predict
+from flaxattn.prediction import Detection, Prediction, detect, predict, segment
 from flaxattn.weights import from_pretrained
 
 __version__ = "0.1.0"
@@ -18,14 +18,17 @@ __all__ = [
     "MODELS",
     "BatchNorm",
     "Conv",
+    "Detection",
     "InputError",
     "Prediction",
     "__version__",
     "create_attention",
     "create_model",
+    "detect",
     "from_pretrained",
     "graft",
     "initialise",
     "predict",
+    "segment",
     "weights",
 ]

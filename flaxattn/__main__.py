@@ -4,29 +4,44 @@ import argparse
 import ast
 import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from flax import linen as nn
 
 from flaxattn import __version__
 from flaxattn.attention import ATTENTION
 from flaxattn.errors import InputError, require_range, shown, unknown
 from flaxattn.inspect import article, catalogue
 from flaxattn.inspect.network import describe_network
-from flaxattn.models import LISTED, MODELS, create_model
-from flaxattn.prediction import predict
+from flaxattn.models import LISTED
+from flaxattn.prediction import detect, predict, segment
+from flaxattn.prediction.inputs import names_for
+from flaxattn.prediction.report import (
+    Report,
+    of_classes,
+    of_objects,
+    of_pixels,
+    write_picture,
+)
 from flaxattn.weights import (
     Checkpoint,
-    Preprocessing,
+    Network,
     class_names,
     fetch,
     load_pretrained,
     to_torch,
     write,
 )
-from flaxattn.weights.architecture import stated_model
+from flaxattn.weights.kinds import (
+    CLASSIFIER,
+    DETECTOR,
+    SEGMENTER,
+    all_names,
+    is_coco_v1,
+    kind_of,
+    preprocessing_of,
+    stated_model,
+)
 from flaxattn.weights.naming import FLAX, OWN, tables
 
 
@@ -89,12 +104,22 @@ def command_line() -> argparse.ArgumentParser:
     converting.add_argument("--force", action="store_true", help="overwrite OUT")
     converting.set_defaults(run=_convert)
 
-    predicting = commands.add_parser("predict", help="the likeliest classes of image files")
+    predicting = commands.add_parser(
+        "predict", help="the classes of image files, the objects in them, or a class for each pixel"
+    )
     predicting.add_argument("images", nargs="+", metavar="image")
     predicting.add_argument("--weights", required=True, metavar="SOURCE", help=_SOURCE)
     _add_model(predicting)
-    predicting.add_argument("--top", type=int, default=5, help="how many classes")
-    predicting.add_argument("--labels", type=Path, help="a file with a class's name on each line")
+    predicting.add_argument("--top", type=int, help="how many classes of a classifier (5)")
+    predicting.add_argument("--threshold", type=float, help="least score of a detector (0.5)")
+    predicting.add_argument(
+        "--labels",
+        type=Path,
+        help="a file with a class's name on each line; a detector's begins after the background",
+    )
+    predicting.add_argument(
+        "--out", metavar="DIR", help="where pictures with boxes or classes are written"
+    )
     predicting.set_defaults(run=_predict)
     return parser
 
@@ -109,7 +134,11 @@ _SOURCE = (
 
 def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", help="its name (default: the architecture in the config)")
-    command.add_argument("--num-classes", type=int, help="(default: the config's, else 1000)")
+    command.add_argument(
+        "--num-classes",
+        type=int,
+        help="(default: the config's, else 1000, 21 of a segmenter, 91 of a detector)",
+    )
     command.add_argument("--revision", help="of a repository: branch, tag or commit")
     command.add_argument(
         "--other-architecture",
@@ -123,9 +152,9 @@ def _list(given: argparse.Namespace) -> None:
     if given.models is None:
         print(catalogue.markdown() if given.markdown else catalogue.text(costs=given.costs))
         return
-    found = [name for name in sorted(MODELS) if given.models in name]
+    found = [name for name in all_names() if given.models in name]
     if not found:
-        raise unknown("part of models' names", given.models, MODELS, listed=LISTED)
+        raise unknown("part of models' names", given.models, all_names(), listed=LISTED)
     print("\n".join(found))
 
 
@@ -139,11 +168,13 @@ def _describe(given: argparse.Namespace) -> None:
         print(article.text(repeats=given.repeats or 0))
         return
     _refuse({"repeats": given.repeats}, "only --article is timed")
-    if given.name in MODELS:
+    models = all_names()
+    if given.name in models:
         _refuse({"features": given.features}, f"{given.name} is a model, which has its own")
         size = 224 if given.size is None else given.size
         require_range("size", size, 1, catalogue.LARGEST)
-        model = create_model(given.name, **{slot: _placement(slots[slot]) for slot in slots})
+        placements = {slot: _placement(slots[slot]) for slot in slots}
+        model = kind_of(given.name).create(given.name, **placements)
         print(describe_network(given.name, model, (1, size, size, 3)))
         return
     features = catalogue.FEATURES if given.features is None else given.features
@@ -151,9 +182,9 @@ def _describe(given: argparse.Namespace) -> None:
     try:
         text = catalogue.describe(given.name, features=features, size=size)
     except InputError:
-        if given.name in ATTENTION or not difflib.get_close_matches(given.name, MODELS):
+        if given.name in ATTENTION or not difflib.get_close_matches(given.name, models):
             raise
-        names = {*ATTENTION, *MODELS}
+        names = {*ATTENTION, *models}
         raise unknown("mechanism or model", given.name, names, listed=LISTED) from None
     _refuse(slots, f"{given.name} is a mechanism, and only models have slots")
     print(text)
@@ -194,12 +225,16 @@ def _value(text: str) -> Any:
 def _convert(given: argparse.Namespace) -> None:
     if given.to_naming is not None and given.to != "torch":
         raise InputError(f"--to-naming {given.to_naming} names torch's tensors: add --to torch.")
-    checkpoint, model = _model_of(given, given.source)
-    input_shape = (1, *Preprocessing.of(checkpoint.config).input_size)
+    checkpoint, name, model = _model_of(given, given.source)
+    if is_coco_v1(name, checkpoint.path):
+        raise InputError(
+            f"{checkpoint.path} wants an epsilon of 0 in its norms, which {given.out} could not "
+            f"say: use the file itself."
+        )
     loaded = load_pretrained(
         model,
         checkpoint,
-        input_shape,
+        (1, *preprocessing_of(checkpoint, name).input_size),
         naming=given.naming,
         entry=given.entry,
         other_architecture=given.other_architecture,
@@ -225,46 +260,89 @@ def _usual_naming(model: Any, read: str) -> str:
 
 
 def _predict(given: argparse.Namespace) -> None:
-    checkpoint, model = _model_of(given, given.weights)
-    preprocessing = Preprocessing.of(checkpoint.config)
+    checkpoint, name, model = _model_of(given, given.weights)
+    word = kind_of(name).word
+    for flag, words in _FLAGS_OF.items():
+        if word not in words:
+            whose = " and ".join(f"{one}s" for one in words)
+            _refuse({flag: getattr(given, flag)}, f"{name} is a {word}, and this is for {whose}")
+    preprocessing = preprocessing_of(checkpoint, name)
     loaded = load_pretrained(
         model,
         checkpoint,
         (1, *preprocessing.input_size),
         other_architecture=given.other_architecture,
     )
-    classes = class_names(checkpoint.config) if given.labels is None else _lines(given.labels)
-    found = predict(
-        model,
-        loaded.variables,
-        given.images,
-        preprocessing=preprocessing,
-        classes=classes,
-        top=given.top,
-        several=checkpoint.config.get("task") == "multilabel",
-    )
-    for image, predictions in zip(given.images, found, strict=True):
+    network = Network(model, loaded.variables, preprocessing)
+    reports = _REPORTS[word](given, network, checkpoint.config)
+    for image, report in zip(given.images, reports, strict=True):
         print(image)
-        for prediction in predictions:
-            print(f"  {prediction.probability:.4f}  {prediction.name}")
+        for line in report.lines:
+            print(f"  {line}")
+        if given.out is not None:
+            print(f"  {write_picture(given.out, image, report)}")
 
 
-def _model_of(given: argparse.Namespace, source: str) -> tuple[Checkpoint, nn.Module]:
-    """The checkpoint, and the model that the command line or the checkpoint's config names."""
+def _classes(
+    given: argparse.Namespace, network: Network, config: Mapping[str, Any]
+) -> Iterable[Report]:
+    model, variables, preprocessing = network
+    several = config.get("task") == "multilabel"
+    options = {"classes": _names(given, config), "several": several, **_stated(top=given.top)}
+    found = predict(model, variables, given.images, preprocessing=preprocessing, **options)
+    return map(of_classes, found)
+
+
+def _objects(
+    given: argparse.Namespace, network: Network, config: Mapping[str, Any]
+) -> Iterable[Report]:
+    model, variables, preprocessing = network
+    options = {"classes": _names(given, config), **_stated(threshold=given.threshold)}
+    found = detect(model, variables, given.images, preprocessing=preprocessing, **options)
+    return map(of_objects, found)
+
+
+def _pixels(
+    given: argparse.Namespace, network: Network, config: Mapping[str, Any]
+) -> Iterable[Report]:
+    model, variables, preprocessing = network
+    names = names_for(_names(given, config), model.num_classes)
+    found = segment(model, variables, given.images, preprocessing=preprocessing)
+    return (of_pixels(classes, names) for classes in found)
+
+
+_REPORTS = {CLASSIFIER.word: _classes, DETECTOR.word: _objects, SEGMENTER.word: _pixels}
+# Whose flags these are.
+_FLAGS_OF = {
+    "top": (CLASSIFIER.word,),
+    "threshold": (DETECTOR.word,),
+    "out": (DETECTOR.word, SEGMENTER.word),
+}
+
+
+def _stated(**flags: Any) -> dict[str, Any]:
+    """Those that are given; the others have their defaults elsewhere."""
+    return {flag: value for flag, value in flags.items() if value is not None}
+
+
+def _model_of(given: argparse.Namespace, source: str) -> tuple[Checkpoint, str, Any]:
+    """The checkpoint, and the name and the model that the command line or its config says."""
     checkpoint = fetch(source, revision=given.revision, offline=given.offline)
-    classes = checkpoint.num_classes if given.num_classes is None else given.num_classes
-    if given.model is not None:
-        return checkpoint, create_model(given.model, num_classes=classes)
-    if checkpoint.architecture is None:
+    name = given.model or checkpoint.architecture
+    if name is None:
         raise InputError(f"no config names the architecture of {source}: add --model NAME.")
-    return checkpoint, stated_model(checkpoint, num_classes=classes)
+    fields = _stated(num_classes=given.num_classes)
+    return checkpoint, name, stated_model(checkpoint, given.model, **fields)
 
 
-def _lines(path: Path) -> list[str]:
+def _names(given: argparse.Namespace, config: Mapping[str, Any]) -> Sequence[str] | None:
+    """The classes' names on the command line or in a checkpoint's config."""
+    if given.labels is None:
+        return class_names(config)
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return given.labels.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read class names from {path}: {error}.") from error
+        raise InputError(f"cannot read class names from {given.labels}: {error}.") from error
 
 
 def _size(path: Path) -> str:

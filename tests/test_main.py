@@ -15,6 +15,8 @@ import flaxattn
 from flaxattn import MODELS, weights
 from flaxattn.__main__ import main
 from flaxattn.models import ResNet
+from flaxattn.models.detection import DETECTORS
+from flaxattn.models.segmentation import SEGMENTERS
 from flaxattn.models.vgg import VGG
 from tests.models.test_vgg import SIZES
 from tests.models.test_vgg import small as small_vgg
@@ -248,12 +250,20 @@ def test_what_cannot_be_predicted(capsys, folder, picture, tmp_path):
     assert "cannot read class names" in refused(
         capsys, "predict", picture, "--weights", folder, "--labels", tmp_path / "none.txt"
     )
+    for flag, value in (("--threshold", "0.5"), ("--out", tmp_path)):
+        sentence = refused(capsys, "predict", picture, "--weights", folder, flag, value)
+        assert "tiny is a classifier, and this is for detectors" in sentence
+    assert "top=0 is below 1" in refused(
+        capsys, "predict", picture, "--weights", folder, "--top", "0"
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["resnet5O"], "unknown mechanism or model 'resnet5O': did you mean resnet50"),
+        (["fcn_resnet5O"], "did you mean fcn_resnet50"),
+        (["lraspp_resnet10", "--conv", "sk"], "unknown field of Segmenter 'conv'"),
         (["cbma"], "unknown attention 'cbma': did you mean cbam"),
         (["psa"], "'psa'"),
         (["tiny", "--features", "7"], "--features 7: tiny is a model, which has its own; leave"),
@@ -267,6 +277,13 @@ def test_what_cannot_be_predicted(capsys, folder, picture, tmp_path):
 )
 def test_what_cannot_be_described(capsys, arguments, sentence):
     assert sentence in refused(capsys, "describe", *arguments)
+
+
+@pytest.mark.parametrize("name", ["lraspp_resnet10", "fasterrcnn_mobilenet_v3_large_fpn"])
+def test_a_segmenter_and_a_detector_are_described(capsys, name):
+    lines = command(capsys, "describe", name, "--size", "64", "--attention", "eca").splitlines()
+    assert lines[-1].startswith(f"{name} at 64x64: ")
+    assert any(" EfficientChannel " in line for line in lines)
 
 
 def test_a_placement_on_the_command_line(capsys):
@@ -283,7 +300,7 @@ def test_the_models_are_listed_by_a_part_of_their_names(capsys):
     assert "seresnext50_32x4d" in listed
     assert all("seresnext" in name for name in listed)
     assert main(["list", "--models"]) == 0
-    assert capsys.readouterr().out.splitlines() == sorted(MODELS)
+    assert capsys.readouterr().out.splitlines() == sorted({*MODELS, *DETECTORS, *SEGMENTERS})
     assert main(["list", "--models", "vision_transformer"]) == 2
 
 

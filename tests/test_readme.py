@@ -18,10 +18,10 @@ from flaxattn import create_model, initialise, weights
 from flaxattn.__main__ import command_line
 from flaxattn.images.decoding import decode
 from flaxattn.inspect.catalogue import markdown
-from flaxattn.models.segmentation import create_segmenter
 from flaxattn.train.checkpoint import Checkpoints
 from flaxattn.train.state import TrainState
 from flaxattn.train.workdir import flat_fields
+from flaxattn.weights.kinds import _PREPARED
 from tests.torch_reference.torchvision_shim import timm, torchvision
 from tools.by_role import by_role
 
@@ -153,20 +153,10 @@ def test_the_snippets_about_weights_run_in_their_order(repository, capsys):
     assert [name for _, name in printed] == [str(i) for i in best.indices.tolist()]
 
 
-def write_segmenter():
-    """What a run of train.py leaves in runs/segment."""
-    fields = {"backbone": {"width": 8}, "head": {"features": 8}}
-    model = create_segmenter("lraspp_resnet10", 3, **fields)
-    stated = {"architecture": "lraspp_resnet10", "num_classes": 3, "model_fields": fields}
-    stated |= {"label_names": ("a", "b", "c"), "mean": (0.5,) * 3, "std": (0.2,) * 3}
-    variables = initialise(model, jax.random.key(0), (1, 33, 33, 3))
-    Path("runs/segment").mkdir(parents=True)
-    weights.write("runs/segment/model.npz", variables, config=stated)
-
-
 def test_the_snippets_about_segmentation_run_in_their_order(tmp_path, monkeypatch):
     """On a smaller picture, and on a smaller ResNet with attention."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(_PREPARED, "lraspp_mobilenet_v3_large", {"eval_resize": 33})
     Image.fromarray(np.arange(40 * 60 * 3, dtype=np.uint8).reshape(40, 60, 3)).save("cat.jpg")
     torch.manual_seed(0)
     known = torchvision.models
@@ -175,17 +165,16 @@ def test_the_snippets_about_segmentation_run_in_their_order(tmp_path, monkeypatc
     classifier = known.mobilenet_v3_large().state_dict()
     torch.save(classifier, "mobilenet_v3_large-5c1a4163.pth")
     names = {}
-    write_segmenter()
-    drawing, attention, training, trained, *others = blocks(
+    drawing, calling, attention, training, *others = blocks(
         ROOT / "docs" / "segmentation.md", "python"
     )
     attention = attention.replace("dict(att", "dict(stage_sizes=(1, 1, 1, 1), width=8, att")
-    for snippet in (drawing.replace("520", "33"), attention, training, trained):
+    for snippet in (drawing, calling, attention, training):
         exec(compile(snippet, "segmentation.md", "exec"), names)
     with torch.no_grad():
         out = network.eval()(torch.tensor(names["x"].transpose(0, 3, 1, 2)))["out"]
-    assert np.mean(names["classes"] == out[0].argmax(0).numpy()) > 0.99
-    assert decode("classes.png", channels=3).shape == (33, 49, 3)
+    assert np.mean(names["logits"].argmax(-1) == out.argmax(1).numpy()) > 0.99
+    assert decode("drawn/cat.png", channels=3).shape == (*names["classes"].shape, 3) == (40, 60, 3)
     variables, images = names["variables"], np.zeros((2, 65, 65, 3), np.float32)
     labels = np.zeros(images.shape[:-1], np.int32)
     collections = variables["params"], variables["batch_stats"]
@@ -194,7 +183,6 @@ def test_the_snippets_about_segmentation_run_in_their_order(tmp_path, monkeypatc
     assert moved.keys() == {"batch_stats"}
     assert {"neck", "aux_classifier"} <= variables["params"].keys()
     assert "se" in variables["params"]["backbone"]["layer3_0"]
-    assert names["segmenter"].num_classes == 3
 
     for snippet in others:
         exec(compile(snippet, "segmentation.md", "exec"), names)
@@ -213,13 +201,12 @@ def test_the_snippets_about_detection_run_in_their_order(tmp_path, monkeypatch):
     name = "fasterrcnn_mobilenet_v3_large_320_fpn"
     network = getattr(torchvision.models.detection, name)(weights=None, weights_backbone=None)
     torch.save(network.state_dict(), f"{name}-907ea3f9.pth")
+    monkeypatch.setitem(_PREPARED, name, {"min_size": 64, "max_size": 96})
     names = {}
-    drawing, attention = blocks(ROOT / "docs" / "detection.md", "python")
-    drawing = drawing.replace("640", "96").replace("320,", "64,")
-    for snippet in (drawing, attention):
+    for snippet in blocks(ROOT / "docs" / "detection.md", "python"):
         exec(compile(snippet, "detection.md", "exec"), names)
     assert names["found"].boxes.shape == (1, 100, 4)
-    assert decode("found.png", channels=3).shape == (40, 60, 3)
+    assert decode("drawn/street.png", channels=3).shape == (40, 60, 3)
     assert names["model"].attention.share
 
 

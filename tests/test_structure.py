@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "weights": BELOW_TRAIN | {"images", "weights"},
     "inspect": ALL | {"inspect"},
     "export": ALL | {"export"},
-    "prediction": ALL,
+    "prediction": ALL | {"prediction"},
     "__init__": BELOW_TRAIN | {"weights", "prediction"},
     "__main__": ALL | {"inspect", "export", "prediction", "__init__"},
 }

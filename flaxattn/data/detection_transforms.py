@@ -9,8 +9,8 @@
     difficult: bool (G,), which of these count neither as found nor as missed
     image_id: int32 ()
 
-An image is resized as `on_canvas` says. All images of a run share one canvas, so that a program is
-compiled once; there are no buckets for upright and for oblong images.
+An image is resized as `detector_size` says. All images of a run share one canvas, so that a program
+is compiled once; there are no buckets for upright and for oblong images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,9 @@ import numpy as np
 from flaxattn.data.records import Example, Objects, RandomTransform, Record, Transform
 from flaxattn.errors import InputError, require_least
 from flaxattn.images.boxes import flip_boxes, scale_boxes
+from flaxattn.images.canvas import detector_size, on_canvas
 from flaxattn.images.decoding import decode
-from flaxattn.images.geometry import on_canvas
+from flaxattn.images.geometry import interpolate
 from flaxattn.images.preprocessing import normalise, require_normalisation
 
 
@@ -96,16 +97,14 @@ class _Placer:
         boxes = objects["boxes"]
         if mirrored:
             pixels, boxes = pixels[:, ::-1], flip_boxes(boxes, width)
-        canvas, size = on_canvas(
-            normalise(pixels, mean=self.mean, std=self.std),
-            self.canvas,
-            min_size=min_size,
-            max_size=self.max_size,
+        size = detector_size(
+            height, width, min_size=min_size, max_size=self.max_size, canvas=self.canvas
         )
+        resized = interpolate(normalise(pixels, mean=self.mean, std=self.std), *size)
         boxes = scale_boxes(boxes, (height, width), size)
         kept = np.flatnonzero(with_difficult | ~objects["difficult"])
         return {
-            "image": canvas,
+            "image": on_canvas(resized, self.canvas),
             "size": np.array(size, np.int32),
             "original_size": np.array((height, width), np.int32),
             **self._padded(objects, boxes, kept, record["name"]),

@@ -41,28 +41,6 @@ def interpolate(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return _interpolate_rows(rows.swapaxes(0, 1), width).swapaxes(0, 1)
 
 
-def on_canvas(
-    image: np.ndarray, canvas: tuple[int, int], *, min_size: float, max_size: float
-) -> tuple[np.ndarray, tuple[int, int]]:
-    """A float image as detectors take it: resized, with zeros below and on the right; and its size.
-
-    It is resized by min(min_size / its shorter side, max_size / its longer one), as in
-    torchvision's GeneralizedRCNNTransform, and by less where it would not fit on the canvas, a
-    height and a width: a square one of max_size holds everything.
-    """
-    height, width, channels = image.shape
-    scale = min(
-        min_size / min(height, width),
-        max_size / max(height, width),
-        canvas[0] / height,
-        canvas[1] / width,
-    )
-    size = max(1, int(height * scale)), max(1, int(width * scale))
-    placed = np.zeros((*canvas, channels), image.dtype)
-    placed[: size[0], : size[1]] = interpolate(image, *size)
-    return placed, size
-
-
 def _interpolate_rows(image: np.ndarray, count: int) -> np.ndarray:
     at = np.maximum((np.arange(count) + 0.5) * (len(image) / count) - 0.5, 0)
     before = at.astype(np.intp)

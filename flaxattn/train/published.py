@@ -8,15 +8,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from flaxattn.images.detector_preprocessing import DetectorPreprocessing
 from flaxattn.images.preprocessing import Preprocessing
+from flaxattn.images.segmenter_preprocessing import SegmenterPreprocessing
 from flaxattn.weights import write
 
 NAME = "model.npz"
-# Of the tasks whose images are not cut, the fields that say how they are prepared.
-_OF_WHOLE_IMAGES = {
-    "segmentation": ("mean", "std", "eval_resize"),
-    "detection": ("mean", "std", "canvas", "min_size", "max_size"),
-}
 
 
 def publish(
@@ -26,7 +23,9 @@ def publish(
 
     model.json has timm's fields (architecture, num_classes, label_names, how images are prepared)
     and, under "model_fields", what else `create_model` needs, or `create_segmenter` or
-    `create_detector`; for these two, instead of how images are cut, how they are resized.
+    `create_detector`. Of a detector num_classes counts the background, which has no name; and for
+    these two it says how images are resized and put on the run's canvas, instead of how they are
+    cut.
     """
     model = config.model.to_dict()
     for slot, placement in config.init.graft.to_dict().items():
@@ -36,7 +35,7 @@ def publish(
         "architecture": model.pop("name"),
         "model_fields": model,
         "task": config.task,
-        "num_classes": len(class_names),
+        "num_classes": len(class_names) + (config.task == "detection"),
         "label_names": class_names,
         **_prepared(config),
     }
@@ -46,16 +45,22 @@ def publish(
 def _prepared(config: ConfigDict) -> dict[str, Any]:
     """What images went through in the run's own evaluation."""
     data = config.data
-    if config.task in _OF_WHOLE_IMAGES:
-        return {name: data[name] for name in _OF_WHOLE_IMAGES[config.task]}
+    mean, std = tuple(data.mean), tuple(data.std)
+    if config.task == "segmentation":
+        canvas = tuple(data.canvas)
+        return SegmenterPreprocessing(data.eval_resize, mean, std, canvas).to_config()
+    if config.task == "detection":
+        sizes, canvas = data.min_size, tuple(data.canvas)
+        min_size = sizes[-1] if isinstance(sizes, tuple) else sizes
+        return DetectorPreprocessing(min_size, data.max_size, mean, std, canvas).to_config()
     size, resized = data.image_size, data.eval_resize
     part = size / resized
     if math.floor(size / part) != resized:  # the quotient was rounded
         part = float(np.nextafter(part, 0))
     preprocessing = Preprocessing(
         (size, size, data.channels),
-        tuple(data.mean),
-        tuple(data.std),
+        mean,
+        std,
         crop_pct=part,
         crop_mode=data.crop_mode,
     )

@@ -1,6 +1,8 @@
 """PyTorch state dicts to Flax variables and back, bit for bit, without PyTorch."""
 
+from flaxattn.images.detector_preprocessing import DetectorPreprocessing
 from flaxattn.images.preprocessing import Preprocessing, class_names
+from flaxattn.images.segmenter_preprocessing import SegmenterPreprocessing
 from flaxattn.layers.abstract_variables import abstract_variables
 from flaxattn.weights.convert import Variables, to_torch
 from flaxattn.weights.files import read, write
@@ -12,10 +14,12 @@ from flaxattn.weights.sources import Checkpoint, fetch
 
 __all__ = [
     "Checkpoint",
+    "DetectorPreprocessing",
     "Naming",
     "Network",
     "Preprocessing",
     "Pretrained",
+    "SegmenterPreprocessing",
     "Source",
     "Variables",
     "abstract_variables",

@@ -5,7 +5,6 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,33 +12,12 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from flaxattn.attention.mechanism import Renames
-from flaxattn.errors import InputError
 from flaxattn.models import MODELS, ResNet, create_model
 from flaxattn.weights.convert import key_of
 from flaxattn.weights.naming import tables
 from flaxattn.weights.sources import Checkpoint
 
 _LONGEST = 100  # characters of a name in a sentence
-
-
-# What makes the networks of other tasks.
-_MAKERS = {"segmentation": "create_segmenter", "detection": "create_detector"}
-
-
-def stated_model(checkpoint: Checkpoint, **fields: Any) -> nn.Module:
-    """The model that the checkpoint's config states, but for `fields`, which prevail.
-
-    Raises InputError for what `create_model` refuses, and for a network that is no classifier.
-    """
-    name = checkpoint.architecture
-    assert name is not None, "the caller looks whether there is one"
-    task = checkpoint.config.get("task")
-    if task in _MAKERS:
-        raise InputError(
-            f"{checkpoint.path} is a network for {task}: make it with {_MAKERS[task]}, and load it "
-            f"with flaxattn.weights.load (docs/{task}.md)."
-        )
-    return create_model(name, **{**checkpoint.model_fields, **fields})
 
 
 class _Absent(Exception):

@@ -4,28 +4,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flax import linen as nn
-
 from flaxattn.errors import InputError
-from flaxattn.images.preprocessing import Preprocessing
 from flaxattn.models.graft import graft
 from flaxattn.models.placement import Slot
-from flaxattn.weights.architecture import stated_model
+from flaxattn.weights.kinds import preprocessing_of, stated_model
 from flaxattn.weights.pretrained import load_pretrained
 from flaxattn.weights.sources import fetch
 
 
 class Network(NamedTuple):
-    """A model, its variables, and what an image goes through before it."""
+    """A model, its variables, and what an image goes through before it.
 
-    model: nn.Module
+    Fields:
+        model: a classifier, a detector or a segmenter, to be called as those that `create_model`,
+            `create_detector` and `create_segmenter` return.
+        variables: its own, as NumPy arrays.
+        preprocessing: `Preprocessing`, `DetectorPreprocessing` or `SegmenterPreprocessing`.
+    """
+
+    model: Any
     variables: Mapping[str, Any]
-    preprocessing: Preprocessing
+    preprocessing: Any
 
 
 def from_pretrained(
     source: str | Path,
     *,
+    architecture: str | None = None,
     num_classes: int | None = None,
     attention: Slot = None,
     conv: Slot = None,
@@ -46,34 +51,42 @@ def from_pretrained(
 
         from_pretrained("timm/resnet50.a1_in1k", num_classes=10, attention="se")
 
-    The work directory of a complete run of train.py is such a checkpoint too.
+    The work directory of a complete run of train.py is such a checkpoint too, whether it classifies
+    images, finds objects (`detect`) or gives each pixel a class (`segment`). Of other files say
+    what they are of:
+
+        from_pretrained("fcn_resnet50_coco-1167a1af.pth", architecture="fcn_resnet50")
 
     Args:
         source: a Hugging Face repository, a directory or a file, as `weights.fetch` takes it.
-        num_classes: width of the head; None for the checkpoint's. With another number it is new.
-        attention, conv, context: grafted into the network, in any form that `graft` takes.
+        architecture: a name of MODELS, DETECTORS or SEGMENTERS; None for the config's.
+        num_classes: width of the head, of detectors with the background; None for the checkpoint's.
+            With another number it is new.
+        attention, conv, context: grafted into the network, in any form that `graft` takes;
+            detectors and segmenters have no slot but attention.
         seed: of all that is new.
         revision, cache_dir, offline: see `weights.fetch`.
-        fields: the model's other fields, such as dtype and output_stride (`create_model`).
+        fields: the model's other fields, such as dtype and output_stride (`create_model`,
+            `create_detector`, `create_segmenter`).
 
-    Raises InputError for a checkpoint without an architecture in its config, for one that is not in
-    MODELS, and for what `fetch`, `load`, `create_model` and `graft` refuse.
+    torchvision's weights of fasterrcnn_resnet50_fpn are known by the file's checksum, and get the
+    epsilon of 0 that they were trained with.
+
+    Raises InputError for a checkpoint whose architecture nothing names, for an unknown one, and for
+    what `fetch`, `load`, `graft` and the maker of the model refuse.
     """
     checkpoint = fetch(source, revision=revision, cache_dir=cache_dir, offline=offline)
-    if checkpoint.architecture is None:
+    if architecture is None and checkpoint.architecture is None:
         raise InputError(
-            f"no config names the architecture of {source}: make the model with create_model, and "
-            f"load these weights with flaxattn.weights.load."
+            f"no config names the architecture of {source}: pass architecture=..., such as "
+            f"'resnet50'."
         )
-    classes = checkpoint.num_classes
-    preprocessing = Preprocessing.of(checkpoint.config)
+    preprocessing = preprocessing_of(checkpoint, architecture)
     shape = (1, *preprocessing.input_size)
-    model = stated_model(
-        checkpoint,
-        num_classes=classes if num_classes is None else num_classes,
-        **fields,
-    )
-    new = () if num_classes in (None, classes) else ("head",)
+    model: Any = stated_model(checkpoint, architecture, **fields)
+    new: tuple[str, ...] = ()
+    if num_classes not in (None, model.num_classes):
+        model, new = model.clone(num_classes=num_classes), ("head",)
     variables = load_pretrained(model, checkpoint, shape, allow_new=new, seed=seed).variables
     slots = {"attention": attention, "conv": conv, "context": context}
     if any(slot is not None for slot in slots.values()):

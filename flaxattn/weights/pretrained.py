@@ -13,8 +13,8 @@ from flaxattn.layers.abstract_variables import Shape, abstract_variables
 from flaxattn.layers.initialise import initialise
 from flaxattn.models import MODELS
 from flaxattn.models.backbone import Backbone
-from flaxattn.weights.architecture import stated_model
 from flaxattn.weights.convert import TreePath, Variables, fit
+from flaxattn.weights.kinds import stated_model
 from flaxattn.weights.layers import (
     Attempt,
     absent,

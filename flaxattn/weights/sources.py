@@ -57,6 +57,9 @@ class Checkpoint(NamedTuple):
     def num_classes(self) -> int:
         """The number of classes that the config states, 1000 if it states none.
 
+        It is the one that `create_model`, `create_segmenter` or `create_detector` takes, for the
+        latter with the background.
+
         Raises InputError for anything but an integer of 0 or more.
         """
         classes = self.config.get("num_classes")

@@ -5,7 +5,7 @@ Their networks have a stage or two, for a second in place of three to compile a 
 
 import pytest
 
-from configs import digit_groups, digits, voc_classify, voc_segment
+from configs import digit_groups, digits, voc_classify, voc_detect, voc_segment
 
 
 @pytest.fixture
@@ -36,6 +36,28 @@ def segment_config(scenes_root):
     config.model.backbone.update(stage_sizes=(1, 1), width=(8, 8))
     config.model.update(places=((1, -1), (2, -1)), aux_place=(2, -1))
     return of_few(config, scenes_root)
+
+
+@pytest.fixture
+def detect_config(scenes_root):
+    """configs/voc_detect.py:scenes,debug with the smallest of detectors, on few pictures.
+
+    Its norms are frozen: others, as everywhere, put their moments together over the devices.
+    """
+    config = voc_detect.get_config("scenes,debug")
+    config.data.name, config.data.data_dir = "", str(scenes_root)
+    config.model.name = "fasterrcnn_resnet50_fpn"
+    config.model.body.width = config.model.body.stem_width = 8
+    config.model.body.stage_sizes = (1, 1)
+    config.model.taps = ((1, -1), (2, -1))
+    config.model.proposals.anchor_sizes = ((16,), (32,), (64,))
+    config.model.features = 8
+    config.model.heads.conv_features = (8,)
+    config.model.heads.hidden_features = 16
+    config.epochs = 4.0
+    config.data.canvas = (64, 64)
+    config.data.min_size, config.data.max_size = (48,), 64
+    return config
 
 
 def of_few(config, scenes_root):

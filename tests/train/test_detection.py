@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from configs import voc_detect
 from flaxattn.inspect.compiled import collectives
 from flaxattn.train.experiment import make_experiment
 from flaxattn.train.loop import Preempted, run
@@ -13,25 +12,8 @@ from tests.train.runs import assert_same_on_eight_devices, newest_state
 
 
 @pytest.fixture
-def config(scenes_root):
-    """configs/voc_detect.py:scenes,debug with the smallest of detectors, on few pictures.
-
-    Its norms are frozen: others, as everywhere, put their moments together over the devices.
-    """
-    config = voc_detect.get_config("scenes,debug")
-    config.data.name, config.data.data_dir = "", str(scenes_root)
-    config.model.name = "fasterrcnn_resnet50_fpn"
-    config.model.body.width = config.model.body.stem_width = 8
-    config.model.body.stage_sizes = (1, 1)
-    config.model.taps = ((1, -1), (2, -1))
-    config.model.proposals.anchor_sizes = ((16,), (32,), (64,))
-    config.model.features = 8
-    config.model.heads.conv_features = (8,)
-    config.model.heads.hidden_features = 16
-    config.epochs = 4.0
-    config.data.canvas = (64, 64)
-    config.data.min_size, config.data.max_size = (48,), 64
-    return config
+def config(detect_config):
+    return detect_config
 
 
 def test_devices_exchange_nothing_but_sums(config):

@@ -11,14 +11,13 @@ from PIL import Image
 import flaxattn
 from flaxattn.__main__ import main
 from flaxattn.data import eval_transform, open_source
-from flaxattn.errors import InputError
-from flaxattn.models.segmentation import create_segmenter
+from flaxattn.models.detection import postprocess
 from flaxattn.train.checkpoint import load_variables
 from flaxattn.train.experiment import make_experiment
 from flaxattn.train.loop import run
 from flaxattn.train.published import publish
-from flaxattn.weights import fetch
-from flaxattn.weights.architecture import stated_model
+from flaxattn.weights import class_names, fetch
+from flaxattn.weights.kinds import stated_model
 
 DIGITS = tuple("0123456789")
 
@@ -58,25 +57,58 @@ def test_a_graft_and_several_labels_are_stated(groups_config, capsys, tmp_path):
     assert sum(float(line.split()[0]) for line in lines) > 2  # each class by itself
 
 
-def test_a_segmenter_is_stated(segment_config, capsys, tmp_path):
-    """By docs/segmentation.md's lines it is there again; a classifier's door says so."""
-    experiment = make_experiment(segment_config, devices=jax.devices()[:1])
+def written(config, folder):
+    """What a run that ends at once would publish; the picture of a test record; and the rest."""
+    experiment = make_experiment(config, devices=jax.devices()[:1])
     variables = experiment.start()
-    publish(tmp_path, segment_config, variables, experiment.train_source.class_names)
-    checkpoint = fetch(tmp_path)
-    model = create_segmenter(
-        checkpoint.architecture, checkpoint.num_classes, **checkpoint.model_fields
-    )
-    loaded = flaxattn.weights.load(model, checkpoint, (1, 32, 32, 3))
-    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
-    assert checkpoint.config["label_names"] == ["background", *DIGITS]
-    assert checkpoint.config["eval_resize"] == 0
-    assert checkpoint.config["std"] == [0.2] * 3
+    publish(folder, config, variables, experiment.train_source.class_names)
+    record = experiment.eval_source[1]
+    picture = folder / "picture.jpg"
+    picture.write_bytes(record["image"])
+    return experiment, variables, picture, record
 
-    with pytest.raises(InputError, match="network for segmentation: make it with create_segm"):
-        flaxattn.from_pretrained(tmp_path)
-    assert main(["predict", "picture.png", "--weights", str(tmp_path)]) == 2
-    assert "make it with create_segmenter" in capsys.readouterr().err
+
+def test_a_segmenter_sees_what_it_sees_in_the_run(segment_config, tmp_path):
+    experiment, variables, picture, record = written(segment_config, tmp_path)
+    model, loaded, preprocessing = flaxattn.from_pretrained(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+    config = fetch(tmp_path).config
+    assert config["label_names"] == ["background", *DIGITS]
+    assert preprocessing.canvas == segment_config.data.canvas
+
+    transform = eval_transform(segment_config.data, annotation="masks")
+    image = transform(record)["image"]
+    np.testing.assert_array_equal(preprocessing(picture).image, image)
+    logits = jax.jit(experiment.model.apply)(variables, image[None])
+    (classes,) = flaxattn.segment(model, loaded, picture, preprocessing=preprocessing)
+    height, width = record["mask"].shape
+    best = experiment.task.predict(logits)[0, :height, :width]
+    np.testing.assert_array_equal(classes, best)
+
+
+def test_a_detector_sees_what_it_sees_in_the_run(detect_config, tmp_path):
+    experiment, variables, picture, record = written(detect_config, tmp_path)
+    model, loaded, preprocessing = flaxattn.from_pretrained(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+    names = class_names(fetch(tmp_path).config)
+    assert len(names) == model.num_classes - 1
+    assert preprocessing.canvas == detect_config.data.canvas
+
+    transform = eval_transform(detect_config.data, annotation="objects")
+    example = transform(record)
+    image, size, original_size = preprocessing(picture)
+    np.testing.assert_array_equal(image, example["image"])
+    outputs = jax.jit(experiment.model.apply)(variables, image[None], size[None])
+    outputs = postprocess(experiment.task.predict(outputs), size[None], original_size[None])
+    (found,) = flaxattn.detect(
+        model, loaded, picture, preprocessing=preprocessing, classes=names, threshold=0
+    )
+    count = int(outputs.valid.sum())
+    assert len(found) == count > 0
+    assert [one.label for one in found] == outputs.labels[0, :count].tolist()
+    assert found[0].name == names[found[0].label]
+    np.testing.assert_allclose([one.score for one in found], outputs.scores[0, :count], rtol=1e-5)
+    np.testing.assert_allclose([one.box for one in found], outputs.boxes[0, :count], atol=1e-3)
 
 
 @pytest.mark.parametrize("crop_mode", ["center", "squash"])

@@ -1,6 +1,8 @@
 """One call from a checkpoint to a network, beside timm's own."""
 
+import hashlib
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,9 +12,20 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import flaxattn
-from flaxattn import InputError
+from flaxattn import BatchNorm, InputError
+from flaxattn.__main__ import main
+from flaxattn.models.detection import DETECTORS
+from flaxattn.models.segmentation import create_segmenter
+from flaxattn.weights import (
+    Checkpoint,
+    DetectorPreprocessing,
+    Preprocessing,
+    SegmenterPreprocessing,
+    kinds,
+)
+from flaxattn.weights.kinds import all_names, preprocessing_of, stated_model
 from tests.attention import parity
-from tests.torch_reference.torchvision_shim import timm
+from tests.torch_reference.torchvision_shim import timm, torchvision
 
 # One of each family, small. The config's input is its own, so that no other size can pass for it.
 NAMES = (
@@ -93,8 +106,10 @@ def test_fields_are_the_models(directory):
 
 def test_without_an_architecture_in_the_config_nothing_is_guessed(directory):
     path, _ = directory("test_resnet", architecture=None)
-    with pytest.raises(InputError, match="no config names the architecture"):
+    with pytest.raises(InputError, match=r"no config names the architecture .*: pass arch"):
         flaxattn.from_pretrained(path)
+    model, _, preprocessing = flaxattn.from_pretrained(path, architecture="test_resnet")
+    assert (model.num_classes, preprocessing.input_size) == (7, (64, 96, 3))
     path, _ = directory("test_resnet", architecture="vit_base_patch16_224")
     with pytest.raises(InputError, match="unknown model 'vit_base_patch16_224'"):
         flaxattn.from_pretrained(path)
@@ -114,3 +129,54 @@ def test_a_config_of_other_kinds(directory, fields, sentence):
     path, _ = directory("test_resnet", **fields)
     with pytest.raises(InputError, match=sentence):
         flaxattn.from_pretrained(path)
+
+
+def test_what_torchvisions_weights_are_prepared_by():
+    nothing = Checkpoint(Path("weights.pth"), {})
+    prepared = {name: preprocessing_of(nothing, name) for name in all_names()}
+    small = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    assert prepared["resnet50"] == Preprocessing()
+    assert prepared["fasterrcnn_resnet50_fpn"] == DetectorPreprocessing(800, 1333)
+    assert prepared[small] == DetectorPreprocessing(320, 640)
+    assert prepared["fcn_resnet50"] == SegmenterPreprocessing(520)
+    for name in DETECTORS:
+        builder = torchvision.models.get_model_builder(name)
+        with torch.device("meta"):
+            transform = builder(weights=None, weights_backbone=None).transform
+        sizes = (transform.min_size[0], transform.max_size)
+        assert (prepared[name].min_size, prepared[name].max_size) == sizes
+    assert stated_model(nothing, small).num_classes == 91
+    assert stated_model(nothing, "fcn_resnet50").num_classes == 21
+
+
+def test_the_file_that_wants_an_epsilon_of_zero_is_known_by_its_checksum(tmp_path, monkeypatch):
+    (entry,) = torchvision.models.get_model_weights("fasterrcnn_resnet50_fpn")
+    assert entry.url.endswith(f"-{kinds._COCO_V1[1]}.pth")
+    file = Checkpoint(tmp_path / "weights.pth", {})
+    file.path.write_bytes(b"weights")
+    epsilons = []
+    for checksum in (kinds._COCO_V1[1], hashlib.sha256(b"weights").hexdigest()[:8]):
+        monkeypatch.setattr(kinds, "_COCO_V1", ("fasterrcnn_resnet50_fpn", checksum))
+        epsilons.append(stated_model(file, "fasterrcnn_resnet50_fpn").norm().epsilon)
+    assert epsilons == [1e-5, 0.0]
+    assert main(["convert", str(file.path), "out.npz", "--model", "fasterrcnn_resnet50_fpn"]) == 2
+    v2 = stated_model(file, "fasterrcnn_resnet50_fpn_v2")
+    assert v2.norm is BatchNorm
+
+
+def test_detectors_and_segmenters_have_attention_alone(tmp_path):
+    fields = {"backbone": {"stage_sizes": (1, 1), "width": (8, 8)}, "head": {"features": 8}}
+    fields |= {"places": ((1, -1), (2, -1)), "aux_place": (2, -1)}
+    model = create_segmenter("lraspp_resnet10", 3, **fields)
+    variables = flaxattn.initialise(model, jax.random.key(0), (1, 33, 33, 3))
+    config = {"architecture": "lraspp_resnet10", "num_classes": 3, "model_fields": fields}
+    flaxattn.weights.write(tmp_path / "model.npz", variables, config=config)
+    found = flaxattn.from_pretrained(tmp_path, num_classes=5, attention="eca")
+    assert found.model.num_classes == 5
+    assert found.model.attention.graft
+    assert "neck" in found.variables["params"]
+    kept = found.variables["params"]["backbone"]
+    jax.tree.map(np.testing.assert_array_equal, kept, variables["params"]["backbone"])
+    for slot in ("conv", "context"):
+        with pytest.raises(InputError, match=f"Segmenter has no {slot} slot: use another one"):
+            flaxattn.from_pretrained(tmp_path, **{slot: "sk"})

@@ -93,7 +93,7 @@ def test_more_images_than_a_batch(loaded, pictures, monkeypatch):
     together = predict(model, variables, pictures, **given)
     assert {len(row) for row in together} == {7}
     assert together[0][0].name == str(together[0][0].label)
-    monkeypatch.setattr("flaxattn.prediction._BATCH", 2)
+    monkeypatch.setattr("flaxattn.prediction.classes._BATCH", 2)
     for row, other in zip(predict(model, variables, pictures, **given), together, strict=True):
         assert [p.label for p in row] == [p.label for p in other]
         np.testing.assert_allclose(
@@ -109,9 +109,9 @@ def test_what_cannot_be_predicted(loaded, pictures, tmp_path):
     for path in (broken, tmp_path / "nothing.png"):
         with pytest.raises(InputError, match=rf"{path} cannot be read as an image"):
             predict(model, variables, [pictures[0], path], **given)
-    with pytest.raises(InputError, match="0 images, top=5"):
+    with pytest.raises(InputError, match="there are no images"):
         predict(model, variables, [], **given)
-    with pytest.raises(InputError, match="1 images, top=0"):
+    with pytest.raises(InputError, match="top=0 is below 1"):
         predict(model, variables, pictures[0], top=0, **given)
     with pytest.raises(InputError, match="2 names for the 7 classes"):
         predict(model, variables, pictures, classes=["cat", "dog"], **given)

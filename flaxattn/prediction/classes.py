@@ -1,4 +1,4 @@
-"""What a network sees in image files."""
+"""Which classes image files show."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import linen as nn
-from flax.errors import ScopeParamShapeError
-from flax.traverse_util import flatten_dict
 
-from flaxattn.errors import InputError
+from flaxattn.errors import require_least
 from flaxattn.images.preprocessing import Preprocessing
-from flaxattn.layers.abstract_variables import abstract_variables
+from flaxattn.prediction.inputs import explained, names_for, paths_of
 
 _BATCH = 32
 
@@ -28,7 +26,7 @@ class Prediction(NamedTuple):
 def predict(
     model: nn.Module,
     variables: Mapping[str, Any],
-    images: Iterable[str | Path],
+    images: str | Path | Iterable[str | Path],
     *,
     preprocessing: Preprocessing,
     classes: Sequence[str] | None = None,
@@ -50,9 +48,8 @@ def predict(
     Raises InputError with the path of a file that is not a complete image; for no images, a `top`
     below 1, and numbers of classes or channels that are not the model's.
     """
-    paths = [images] if isinstance(images, str | Path) else list(images)
-    if not paths or top < 1:
-        raise InputError(f"{len(paths)} images, top={top}: give at least one image, and top >= 1.")
+    require_least("top", top, 1)
+    paths = paths_of(images)
     size = min(_BATCH, len(paths))
 
     @jax.jit
@@ -67,41 +64,13 @@ def predict(
         chosen = paths[start : start + size]
         for row, path in enumerate(chosen):
             batch[row] = preprocessing(path)
-        try:
+        with explained(model, variables, preprocessing):
             found = probabilities(variables, batch)
-        except (InputError, ScopeParamShapeError) as error:
-            misfit = _misfit(model, variables, preprocessing)
-            if misfit is None:
-                raise
-            raise misfit from error
         batches.append(np.asarray(found, np.float64)[: len(chosen)])
     return [_best(row, classes, top) for row in np.concatenate(batches)]
 
 
-def _misfit(
-    model: nn.Module, variables: Mapping[str, Any], preprocessing: Preprocessing
-) -> InputError | None:
-    """The error for images of another number of channels than the variables are for."""
-    channels = preprocessing.input_size[-1]
-    shapes = flatten_dict(abstract_variables(model, (1, *preprocessing.input_size)))
-    for path, array in flatten_dict(dict(variables)).items():
-        wanted, shape = shapes[path].shape if path in shapes else (), np.shape(array)
-        if path[-1] == "kernel" and wanted[-2:-1] == (channels,) != shape[-2:-1]:
-            return InputError(
-                f"input_size={preprocessing.input_size} has {channels} channels, but the kernel "
-                f"{'/'.join(path[1:-1])} of these variables takes {shape[-2]}: use the "
-                f"preprocessing of these weights, or load them for such images (load_pretrained "
-                f"has grey=True)."
-            )
-    return None
-
-
 def _best(row: np.ndarray, classes: Sequence[str] | None, top: int) -> list[Prediction]:
-    if classes is not None and len(classes) != len(row):
-        raise InputError(
-            f"{len(classes)} names for the {len(row)} classes of the model: give one for each."
-        )
+    names = names_for(classes, len(row))
     order = np.argsort(-row, kind="stable")[:top]
-    return [
-        Prediction(int(i), str(i) if classes is None else classes[i], float(row[i])) for i in order
-    ]
+    return [Prediction(int(i), names[i], float(row[i])) for i in order]

@@ -1,0 +1,70 @@
+"""Whole images on canvases, so that images of different sizes go through one program.
+
+An image stands in the upper left corner of its canvas, with zeros below and on the right.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from flaxattn.errors import InputError, require_least
+
+Size = tuple[int, int]  # height and width
+
+
+class Placed(NamedTuple):
+    """An image on its canvas.
+
+    Fields:
+        image: float32 (H, W, C), normalised, and zeros where the image is not.
+        size: int32 (2,), height and width of the image on the canvas.
+        original_size: int32 (2,), height and width of the file's image.
+    """
+
+    image: np.ndarray
+    size: np.ndarray
+    original_size: np.ndarray
+
+
+def on_canvas(image: np.ndarray, canvas: Size) -> np.ndarray:
+    """The image (h, w, C) on its canvas (H, W, C), which holds it."""
+    placed = np.zeros((*canvas, image.shape[-1]), image.dtype)
+    placed[: image.shape[0], : image.shape[1]] = image
+    return placed
+
+
+def placed(image: np.ndarray, canvas: Size, original_size: Size) -> Placed:
+    """The image with its sizes on its canvas and before."""
+    sizes = (np.array(size, np.int32) for size in (image.shape[:2], original_size))
+    return Placed(on_canvas(image, canvas), *sizes)
+
+
+def rounded_up(size: Size, multiple: int) -> Size:
+    """The least canvas that holds `size` and whose sides are multiples of `multiple`."""
+    height, width = (-(-side // multiple) * multiple for side in size)
+    return height, width
+
+
+def detector_size(
+    height: int, width: int, *, min_size: float, max_size: float, canvas: Size | None = None
+) -> Size:
+    """The size to which detectors resize an image of this height and width.
+
+    It is resized by min(min_size / its shorter side, max_size / its longer one), as in
+    torchvision's GeneralizedRCNNTransform, and by less where it would not fit on the canvas: a
+    square one of max_size holds everything.
+    """
+    scale = min(min_size / min(height, width), max_size / max(height, width))
+    if canvas is not None:
+        scale = min(scale, canvas[0] / height, canvas[1] / width)
+    return max(1, int(height * scale)), max(1, int(width * scale))
+
+
+def require_canvas(canvas: Size | None, multiple: int, *, of: int = 1) -> None:
+    """InputError unless `multiple`, and the sides of a canvas, are multiples of `of`, above 0."""
+    require_least("multiple", multiple, of)
+    if multiple % of:
+        raise InputError(f"multiple={multiple} must be a multiple of {of}, such as {8 * of}.")
+    if canvas is not None and (min(canvas) < 1 or any(side % of for side in canvas)):
+        kind = f"multiples of {of} above 0" if of > 1 else "above 0"
+        raise InputError(f"canvas={canvas} must be a height and a width, both {kind}, or None.")
