@@ -300,16 +300,20 @@ def test_told_to_stop_it_says_how_to_go_on(tmp_path, flags, start, number, statu
     assert newest_step(tmp_path) >= 3
 
 
-def test_a_complete_run_shows_its_result(tmp_path, flags, start):
-    """Its batches made by a worker process, which leaves nothing behind to complain of.
-
-    Compiled as people's runs are.
-    """
+@pytest.mark.parametrize(
+    "xla_flags",
+    [
+        pytest.param(QUICK, id="compiled_quickly"),
+        pytest.param("", id="as_people_do", marks=pytest.mark.slow),
+    ],
+)
+def test_a_complete_run_shows_its_result(tmp_path, flags, start, xla_flags):
+    """Its batches made by a worker process, which leaves nothing behind to complain of."""
     flags += ["--config.epochs=0.2", "--config.data.workers=1"]
-    status, first = finish(start(tmp_path, *flags, XLA_FLAGS=""))
+    status, first = finish(start(tmp_path, *flags, XLA_FLAGS=xla_flags))
     assert status == 0, first
     assert first.splitlines()[-1].startswith("test accuracy: 0.")
-    status, again = finish(start(tmp_path, *flags, XLA_FLAGS=""))
+    status, again = finish(start(tmp_path, *flags, XLA_FLAGS=xla_flags))
     assert status == 0
     assert "is complete" in again
     assert again.splitlines()[-1] == first.splitlines()[-1]
