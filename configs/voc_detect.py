@@ -66,7 +66,7 @@ def _scenes(config: ConfigDict) -> None:
     )
     config.batch_size = 16
     config.eval_batch_size = 40
-    config.epochs = 3.0
+    config.epochs = 2.0
     config.data.name = "scenes"
     config.data.eval_split = "val"
     config.data.canvas = (128, 128)
