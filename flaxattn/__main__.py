@@ -1,4 +1,4 @@
-"""The library on a terminal: python -m flaxattn list | describe | convert | predict."""
+"""The library on a terminal: python -m flaxattn list | describe | convert | predict | cam."""
 
 import argparse
 import ast
@@ -8,12 +8,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flax import linen as nn
 
 from flaxattn import __version__
 from flaxattn.attention import ATTENTION
 from flaxattn.errors import InputError, require_range, shown, unknown
-from flaxattn.inspect import article, catalogue
+from flaxattn.images.preprocessing import pixels_of
+from flaxattn.inspect import METHODS, article, catalogue
+from flaxattn.inspect.cam_picture import write_picture
+from flaxattn.inspect.explanation import explain
 from flaxattn.inspect.network import describe_network
 from flaxattn.models import LISTED, MODELS, create_model
 from flaxattn.prediction import predict
@@ -96,6 +100,18 @@ def command_line() -> argparse.ArgumentParser:
     predicting.add_argument("--top", type=int, default=5, help="how many classes")
     predicting.add_argument("--labels", type=Path, help="a file with a class's name on each line")
     predicting.set_defaults(run=_predict)
+
+    seeing = commands.add_parser("cam", help="a picture of where image files show their classes")
+    seeing.add_argument("images", nargs="+", metavar="image")
+    seeing.add_argument("--weights", required=True, metavar="SOURCE", help=_SOURCE)
+    _add_model(seeing)
+    seeing.add_argument("--method", default="grad_cam", help=", ".join(METHODS))
+    seeing.add_argument("--layer", help="such as layer3_1 (default: the last stage's last block)")
+    seeing.add_argument("--classes", help="numbers or names, as 3,cat (default: the likeliest)")
+    seeing.add_argument("--top", type=int, default=3, help="how many of the likeliest")
+    seeing.add_argument("--labels", type=Path, help="a file with a class's name on each line")
+    seeing.add_argument("--out", default="cam.png", help="the picture: .png, .pdf, .svg")
+    seeing.set_defaults(run=_cam)
     return parser
 
 
@@ -247,6 +263,32 @@ def _predict(given: argparse.Namespace) -> None:
         print(image)
         for prediction in predictions:
             print(f"  {prediction.probability:.4f}  {prediction.name}")
+
+
+def _cam(given: argparse.Namespace) -> None:
+    checkpoint, model = _model_of(given, given.weights)
+    preprocessing = Preprocessing.of(checkpoint.config)
+    loaded = load_pretrained(
+        model,
+        checkpoint,
+        (1, *preprocessing.input_size),
+        other_architecture=given.other_architecture,
+    )
+    images = np.stack([preprocessing(image) for image in given.images])
+    explanations = explain(
+        model,
+        loaded.variables,
+        images,
+        method=given.method,
+        layer=given.layer,
+        classes=None if given.classes is None else given.classes.split(","),
+        top=given.top,
+        names=class_names(checkpoint.config) if given.labels is None else _lines(given.labels),
+        several=checkpoint.config.get("task") == "multilabel",
+    )
+    pixels = pixels_of(images, mean=preprocessing.mean, std=preprocessing.std)
+    write_picture(given.out, pixels, explanations)
+    print(given.out)
 
 
 def _model_of(given: argparse.Namespace, source: str) -> tuple[Checkpoint, nn.Module]:
