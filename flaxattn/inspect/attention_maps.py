@@ -28,8 +28,8 @@ def attention_maps(
     and of the part of the layer, if it has several. In a slot whose name is not a mechanism's, as
     "context" or "conv2", the slot is named too: layer4_1/context/non_local. A layer that blocks
     share is named by each of them. What one place returns several times is numbered from 0, as
-    layer4_1/context/criss_cross/1. They come in the order in which they are computed; what each
-    holds, and of which shape, is in the layer's docstring.
+    layer4_1/context/criss_cross/1. What a map holds, and of which shape, is in its layer's
+    docstring.
 
     It is a pure function that can be compiled:
 

@@ -117,12 +117,15 @@ def class_activation_maps(
 
 
 def heat_maps(maps: Array, size: Sequence[int]) -> Array:
-    """(N, h, w) -> (N, *size): resized bilinearly, and each scaled from its least value to its
-    greatest, 0 to 1. A map with the same value everywhere is 0."""
+    """(N, h, w) -> (N, *size): resized bilinearly, then each scaled to go from 0 to 1.
+
+    A map with the same value everywhere becomes 0.
+    """
+    maps = maps - jnp.min(maps, axis=(1, 2), keepdims=True)
     resized = resize_bilinear(maps[..., None], size)[..., 0]
-    least = jnp.min(resized, axis=(1, 2), keepdims=True)
-    span = jnp.max(resized, axis=(1, 2), keepdims=True) - least
-    return (resized - least) / jnp.where(span == 0, 1, span)
+    resized = resized - jnp.min(resized, axis=(1, 2), keepdims=True)
+    span = jnp.max(resized, axis=(1, 2), keepdims=True)
+    return resized / jnp.where(span == 0, 1, span)
 
 
 def _grad_cam(maps: Array, gradients: Array) -> Array:

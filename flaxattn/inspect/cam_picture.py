@@ -108,8 +108,12 @@ def _draw_gates(figure: Any, gates: Mapping[str, np.ndarray]) -> None:
 
 def last_of_stages(gates: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Of blocks that are called alike but for their number, such as layer3_0, the last one's."""
+
+    def order(name: str) -> list[Any]:  # layer3_10 comes after layer3_2
+        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
     stages: dict[str, str] = {}
-    for name in gates:
+    for name in sorted(gates, key=order):
         block = re.match(r"(.*?)_\d+(?:/|$)", name)
         stages[block[1] if block else name] = name
     return {name: gates[name] for name in stages.values()}

@@ -73,14 +73,18 @@ def explain(
         maps = class_activation_maps(model, variables, images, **options)
         return heat_maps(maps, images.shape[1:3])
 
-    probabilities, gates = jax.device_get(look(variables, images))
-    count = probabilities.shape[1]
+    # Whatever is refused is refused before anything is compiled.
+    count = jax.eval_shape(look, variables, images)[0].shape[1]
     if names is not None and len(names) != count:
         raise InputError(f"{len(names)} names for {count} classes: give one for each.")
-    if classes is None:
-        chosen = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+    given = None if classes is None else [_number(one, count, names) for one in classes]
+    jax.eval_shape(heat, variables, images, jax.ShapeDtypeStruct((len(images),), np.int32))
+
+    probabilities, gates = jax.device_get(look(variables, images))
+    if given is None:
+        chosen = np.argsort(-probabilities, axis=1, kind="stable")[:, :top].astype(np.int32)
     else:
-        chosen = np.tile([_number(one, count, names) for one in classes], (len(images), 1))
+        chosen = np.tile(np.array(given, np.int32), (len(images), 1))
     columns = chosen.T[:1] if method == "eigen_cam" else chosen.T
     heats = [np.asarray(heat(variables, images, column)) for column in columns]
 
