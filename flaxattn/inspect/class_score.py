@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from flaxattn.errors import InputError, require_range
+from flaxattn.errors import InputError, require_least, require_range, shown
 from flaxattn.models.detection import Detections
 
 Score = Callable[[Any], Array]  # of a model's outputs: (N,)
@@ -58,13 +58,18 @@ def _chosen(classes: Any, likeliest: Array, first: int, last: int | None) -> Arr
     """A class for each image."""
     if classes is None:
         return likeliest
-    images = len(likeliest)
-    shape = np.shape(classes)
+    images, shape = len(likeliest), np.shape(classes)
     if shape not in ((), (images,)):
         raise InputError(
             f"classes of shape {shape} for {images} images: give one integer, or one for each."
         )
     if not isinstance(classes, jax.core.Tracer):  # whose values are not known yet
-        for one in np.ravel(np.asarray(classes)).tolist():
-            require_range("classes", one, first, np.inf if last is None else last)
+        given = np.asarray(classes)
+        if given.dtype.kind not in "iu":
+            raise InputError(f"classes={shown(classes)} must be integers, or None.")
+        for one in given.ravel().tolist():
+            if last is None:
+                require_least("classes", one, first)
+            else:
+                require_range("classes", one, first, last)
     return jnp.broadcast_to(jnp.asarray(classes, jnp.int32), (images,))

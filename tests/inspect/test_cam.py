@@ -18,6 +18,7 @@ from flaxattn.models import ResNet
 from flaxattn.models.detection import Detections, create_detector
 from flaxattn.models.segmentation import create_segmenter
 from flaxattn.models.vgg import VGG
+from tests.models.detection.test_faster_rcnn import batch, small, small_variables
 from tests.torch_reference import class_activation
 from tests.torch_reference.torchvision_shim import timm
 
@@ -140,6 +141,7 @@ def test_a_score_of_ones_own_and_fields_of_the_call():
         ({"layer": None}, "layer=None is for the backbones of flaxattn, and Net has none: name"),
         ({"classes": 3}, "classes=3 must be 0 to 2"),
         ({"classes": [0, -1]}, "classes=-1 must be 0 to 2"),
+        ({"classes": 1.0}, "classes=1.0 must be integers"),
         ({"classes": [0, 1, 2]}, r"classes of shape \(3,\) for 2 images"),
         ({"score": jnp.sum}, r"score=... makes \(\) of the outputs for 2 images"),
         ({"chunk": 0}, "chunk=0 is below 1"),
@@ -217,6 +219,21 @@ def test_segmenters_and_detectors(model, method):
     assert jax.eval_shape(look, variables, images).shape == (2, *shape[1:3])
 
 
+@pytest.mark.slow
+def test_a_detectors_map_is_of_what_it_finds():
+    model, variables, images = small(), small_variables(), batch(2)[0]
+    labels = np.asarray(jax.jit(model.apply)(variables, images).labels)
+    look = jax.jit(
+        lambda classes: class_activation_maps(
+            model, variables, images, method="layer_cam", classes=classes
+        )
+    )
+    heat = np.stack([look(jnp.asarray(label)) for label in (1, 2, 3)], axis=1)
+    there = np.stack([(labels == label).any(axis=1) for label in (1, 2, 3)], axis=1)
+    assert there.any()
+    np.testing.assert_array_equal(heat.max(axis=(2, 3)) > 0, there)
+
+
 def test_the_score_of_logits():
     logits = jnp.array([[0.0, 3.0, 1.0], [5.0, 4.0, 9.0]])
     np.testing.assert_array_equal(class_score(logits)(2 * logits), [6, 18])
@@ -240,7 +257,7 @@ def test_the_score_of_detections():
     detections = Detections(jnp.zeros((2, 4, 4)), scores, labels, labels > 0)
     np.testing.assert_allclose(class_score(detections)(detections), [1.4, 0])
     np.testing.assert_allclose(class_score(detections, 1)(detections), [0.8, 0])
-    with pytest.raises(InputError, match="classes=0 must be 1 to"):
+    with pytest.raises(InputError, match="classes=0 is below 1"):
         class_score(detections, 0)
 
 
