@@ -97,7 +97,7 @@ def _name(frames: Sequence[nn.Module]) -> str:
     sowing = frames[-1].path
     outer = next((i for i, m in enumerate(frames) if declared(m, "role") is not None), None)
     if outer is None:
-        return "/".join(sowing)
+        return "/".join(sowing) or type(frames[-1]).__name__
     layer = frames[outer]
     place, block = layer.path, frames[outer - 1].path if outer else ()
     # A slot of a mechanism's name, as "se", may have another; a layer that blocks share stands

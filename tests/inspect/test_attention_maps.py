@@ -79,7 +79,7 @@ RESNET = functools.partial(ResNet, width=8, num_classes=3)
             ["se5_1/se", "se5_2/se"],
         ),
         (create_attention("coordinate"), ["coordinate/height", "coordinate/width"]),
-        (Inner(), ["SqueezeExcite_0/se", "whole", "first", "last/eca"]),
+        (Inner(), ["SqueezeExcite_0/se", "Inner/whole", "Inner/first", "last/eca"]),
         (
             create_segmenter("lraspp_resnet10", 3, "danet_position", backbone={"width": 8}),
             ["neck/self_attention", "classifier"],

@@ -184,12 +184,8 @@ DETECTOR = create_detector(
         (create_model("mobilenetv3_small_050"), None, "blocks_5_0", (1, 2, 2, 288)),
         (VGG((1,) * 5, width=2, hidden_features=2), None, "conv5_1", (1, 4, 4, 16)),
         (SEGMENTER, None, "backbone/layer4_0", (1, 8, 8, 64)),
-        (DETECTOR, None, "backbone/body/layer4_1", (1, 2, 2, 64)),
-        (
-            DETECTOR,
-            "backbone/fpn/layer_blocks_0_0",
-            "backbone/fpn/layer_blocks_0_0",
-            (1, 16, 16, 8),
+        pytest.param(
+            DETECTOR, None, "backbone/body/layer4_1", (1, 2, 2, 64), marks=pytest.mark.slow
         ),
         (
             ResNet((2,), width=8, attention={"name": "dia", "share": True}),
