@@ -23,7 +23,7 @@ quick: .venv/test.stamp
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: .venv/test.stamp lint
-	$(BIN)/python -m pip install --quiet --editable ".[test,tpu-check]"
+	$(BIN)/python -m pip install --quiet --editable ".[test,tpu-check,cam-check]"
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 	FLAXATTN_TEST_AS_USERS=1 $(BIN)/python -m pytest -n 2 tests/attention/test_parity.py
 

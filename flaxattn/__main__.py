@@ -1,4 +1,4 @@
-"""The library on a terminal: python -m flaxattn list | describe | convert | predict."""
+"""The library on a terminal: python -m flaxattn list | describe | convert | predict | cam."""
 
 import argparse
 import ast
@@ -8,10 +8,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flaxattn import __version__
 from flaxattn.attention import ATTENTION
 from flaxattn.errors import InputError, require_range, shown, unknown
-from flaxattn.inspect import article, catalogue
+from flaxattn.images.preprocessing import pixels_of
+from flaxattn.inspect import METHODS, article, cam_picture, catalogue
+from flaxattn.inspect.explanation import explain
 from flaxattn.inspect.network import describe_network
 from flaxattn.models import LISTED
 from flaxattn.prediction import detect, predict, segment
@@ -121,6 +125,18 @@ def command_line() -> argparse.ArgumentParser:
         "--out", metavar="DIR", help="where pictures with boxes or classes are written"
     )
     predicting.set_defaults(run=_predict)
+
+    seeing = commands.add_parser("cam", help="a picture of where image files show their classes")
+    seeing.add_argument("images", nargs="+", metavar="image")
+    seeing.add_argument("--weights", required=True, metavar="SOURCE", help=_SOURCE)
+    _add_model(seeing)
+    seeing.add_argument("--method", default="grad_cam", help=", ".join(METHODS))
+    seeing.add_argument("--layer", help="such as layer3_1 (default: the last stage's last block)")
+    seeing.add_argument("--classes", help="numbers or names, as 3,cat (default: the likeliest)")
+    seeing.add_argument("--top", type=int, default=3, help="how many of the likeliest")
+    seeing.add_argument("--labels", type=Path, help="a file with a class's name on each line")
+    seeing.add_argument("--out", default="cam.png", help="the picture: .png, .pdf, .svg")
+    seeing.set_defaults(run=_cam)
     return parser
 
 
@@ -323,6 +339,37 @@ _FLAGS_OF = {
 def _stated(**flags: Any) -> dict[str, Any]:
     """Those that are given; the others have their defaults elsewhere."""
     return {flag: value for flag, value in flags.items() if value is not None}
+
+
+def _cam(given: argparse.Namespace) -> None:
+    checkpoint, name, model = _model_of(given, given.weights)
+    if (kind := kind_of(name)) is not CLASSIFIER:
+        raise InputError(
+            f"{name} is a {kind.word}, and this is for classifiers: call "
+            f"flaxattn.inspect.class_activation_maps (docs/maps.md)."
+        )
+    preprocessing = preprocessing_of(checkpoint, name)
+    loaded = load_pretrained(
+        model,
+        checkpoint,
+        (1, *preprocessing.input_size),
+        other_architecture=given.other_architecture,
+    )
+    images = np.stack([preprocessing(image) for image in given.images])
+    explanations = explain(
+        model,
+        loaded.variables,
+        images,
+        method=given.method,
+        layer=given.layer,
+        classes=None if given.classes is None else given.classes.split(","),
+        top=given.top,
+        names=_names(given, checkpoint.config),
+        several=checkpoint.config.get("task") == "multilabel",
+    )
+    pixels = pixels_of(images, mean=preprocessing.mean, std=preprocessing.std)
+    cam_picture.write_picture(given.out, pixels, explanations)
+    print(given.out)
 
 
 def _model_of(given: argparse.Namespace, source: str) -> tuple[Checkpoint, str, Any]:

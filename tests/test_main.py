@@ -1,5 +1,5 @@
-"""python -m flaxattn: convert and predict, and what describe refuses; the rest of describe and list
-are tested with the catalogue."""
+"""python -m flaxattn: convert, predict and cam, and what describe refuses; the rest of describe and
+list are tested with the catalogue."""
 
 import functools
 import json
@@ -256,6 +256,28 @@ def test_what_cannot_be_predicted(capsys, folder, picture, tmp_path):
     assert "top=0 is below 1" in refused(
         capsys, "predict", picture, "--weights", folder, "--top", "0"
     )
+
+
+def test_a_picture_of_where_the_classes_are(capsys, folder, picture, tmp_path):
+    out = tmp_path / "cam.pdf"
+    given = ("cam", picture, picture, "--weights", folder, "--out", out, "--layer", "layer2_0")
+    assert command(capsys, *given, "--classes", "newt,0") == f"{out}\n"
+    assert out.read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--classes", "bird"), "unknown class 'bird'"),
+        (("--method", "gradcam"), "unknown method 'gradcam': did you mean grad_cam"),
+        (("--layer", "fc"), "layer='fc' returns (1, 3)"),
+    ],
+)
+def test_what_no_picture_is_made_of(capsys, folder, picture, tmp_path, arguments, sentence):
+    out = tmp_path / "cam.png"
+    given = ("cam", picture, "--weights", folder, "--out", out, *arguments)
+    assert sentence in refused(capsys, *given)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from configs import digits
+from configs import digit_groups, digits
 from flaxattn import create_model, initialise, weights
 from flaxattn.__main__ import command_line
 from flaxattn.images.decoding import decode
@@ -88,7 +88,7 @@ def test_every_command_of_the_package_can_be_given():
         text = "".join(blocks(page, "sh")).replace("\\\n", " ")
         for found in re.findall(r"python -m flaxattn ([^\n]+)", text):
             given.add(command_line().parse_args(shlex.split(found, comments=True)).command)
-    assert given == {"list", "describe", "convert", "predict"}
+    assert given == {"list", "describe", "convert", "predict", "cam"}
 
 
 def test_every_make_target_of_the_readme_exists():
@@ -151,6 +151,26 @@ def test_the_snippets_about_weights_run_in_their_order(repository, capsys):
     assert [found.label for found in names["predictions"]] == best.indices.tolist()
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [name for _, name in printed] == [str(i) for i in best.indices.tolist()]
+
+
+def test_the_snippets_about_maps_run_in_their_order(tmp_path, monkeypatch):
+    """With a network that has learnt nothing."""
+    monkeypatch.chdir(tmp_path)
+    fields = digit_groups.get_config("se").model.to_dict()
+    model = create_model(num_classes=10, **fields)
+    stated = {"architecture": fields.pop("name"), "num_classes": 10, "model_fields": fields}
+    stated |= {"input_size": (1, 24, 24), "mean": (0.086,), "std": (0.242,), "crop_pct": 1.0}
+    Path("runs/groups").mkdir(parents=True)
+    variables = initialise(model, jax.random.key(0), (1, 24, 24, 1))
+    weights.write("runs/groups/model.npz", variables, config=stated)
+    names = {}
+    for snippet in blocks(ROOT / "docs" / "maps.md", "python"):
+        exec(compile(snippet, "maps.md", "exec"), names)
+    assert names["gates"].shape == (2, 64)
+    assert names["heat"].shape == (2, 24, 24)
+    assert decode("overlay.png", channels=3).shape == (24, 24, 3)
+    assert names["likeness"] < 0.9
+    assert names["own"].shape == (2, 24, 24)
 
 
 def test_the_snippets_about_segmentation_run_in_their_order(tmp_path, monkeypatch):

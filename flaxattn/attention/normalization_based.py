@@ -30,7 +30,8 @@ class NormalizationBased(Mechanism):
 
     (N, H, W, C) -> (N, H, W, C) in x's dtype; the gates are computed in float32 or wider.
     Parameters: bn2, over C channels; with `spatial` bn, over HW positions, so that maps of another
-    size need other weights. Sows the gate (N, H, W, C), two of them with `spatial`.
+    size need other weights. Sows the gate (N, H, W, C), with `spatial` a dict of "channel" and
+    "spatial".
 
     Fields:
         spatial: the paper's spatial half too. The authors' repository had it until 21 September
@@ -80,11 +81,11 @@ class NormalizationBased(Mechanism):
         wide = x.astype(dtype)
         # The norm widens to float32 by itself, and a narrow x has quicker statistics.
         channel = gate(x if dtype == jnp.float32 else wide, "bn2")
-        self.sow("intermediates", "attention", channel)
         if not self.spatial:
+            self.sow("intermediates", "attention", channel)
             return rescale(x, channel)
         y = rescale(wide, channel)
         positions = y.reshape(y.shape[0], -1, y.shape[-1]).transpose(0, 2, 1)
         spatial = gate(positions, "bn").transpose(0, 2, 1).reshape(y.shape)
-        self.sow("intermediates", "attention", spatial)
+        self.sow("intermediates", "attention", {"channel": channel, "spatial": spatial})
         return rescale(x, channel, spatial)

@@ -95,7 +95,7 @@ def test_the_spatial_half_has_weights_for_each_position(x):
     variables = jax.jit(layer.init)(jax.random.key(1), x)
     assert variables["params"]["bn"]["scale"].shape == (15,)
     y, sown = contract.sown(layer, variables, x)
-    channel, spatial = sown["attention"]
+    channel, spatial = sown["attention"][0]["channel"], sown["attention"][0]["spatial"]
     assert channel.shape == spatial.shape == x.shape
     assert parity.difference(y, x * channel * spatial) < 1e-6
 
