@@ -183,13 +183,14 @@ def compared(
     workdir: str | Path,
     spent: Mapping[str, Spent],
     *,
-    base: str,
-    plain: str | None,
+    config: str,
+    fields: Mapping[str, Any],
     metric: str,
     seeds: int,
-    **stated: Any,
+    base: str,
+    plain: str | None,
 ) -> Comparison:
-    """What complete runs in `workdir` say, of the networks named in `spent`."""
+    """What complete runs in `workdir` say, of the networks named in `spent`; see `Comparison`."""
     folders = {name: [_folder(workdir, name, seed) for seed in range(seeds)] for name in spent}
     results = {
         name: tuple(_result(folder)[metric] for folder in runs) for name, runs in folders.items()
@@ -214,13 +215,14 @@ def compared(
         for name, values in results.items()
     )
     return Comparison(
+        config=config,
+        fields=fields,
         metric=metric,
         seeds=seeds,
         base=base,
         plain=plain,
         device=jax.devices()[0].device_kind,
         networks=networks,
-        **stated,
     )
 
 
