@@ -39,7 +39,7 @@ def get_config(arg: str = "se") -> ConfigDict:
     )
     config.batch_size = 32
     config.eval_batch_size = 200
-    config.epochs = 4.0
+    config.epochs = 3.0
 
     config.data.name = "cluttered_digits"
     config.data.image_size = 32
@@ -55,7 +55,7 @@ def get_config(arg: str = "se") -> ConfigDict:
     config.optim.warmup_epochs = 0.5
 
     config.log_every = 125
-    config.eval_every = 4.0
+    config.eval_every = 3.0
     config.checkpoint_every = 250
     if debug:
         config.epochs = 0.04
