@@ -14,6 +14,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from flaxattn.errors import InputError, unknown
+from flaxattn.train.compilation import FOLDER, keep_compiled
 from flaxattn.train.experiment import TASKS
 from flaxattn.train.loop import Diverged, Preempted, run
 from flaxattn.train.report import log_to_stderr
@@ -32,7 +33,7 @@ WEIGHTS = flags.DEFINE_string(
 PLATFORM = flags.DEFINE_string("platform", None, "tpu, gpu or cpu: an error if it is not there.")
 CACHE = flags.DEFINE_string(
     "compilation_cache",
-    "~/.cache/flaxattn/xla",
+    FOLDER,
     "Where compiled programs outlive a run; '' is off.",
 )
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of one run.")
@@ -47,8 +48,7 @@ def main(argv: list[str]) -> None:
     for flag in (CONFIG, WORKDIR):
         if not flag.value:
             raise InputError(f"--{flag.name} is missing: see `python train.py --help`.")
-    if CACHE.value and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(CACHE.value))
+    keep_compiled(CACHE.value)
     if DISTRIBUTED.value:
         join()
     require_platform(PLATFORM.value)

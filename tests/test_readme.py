@@ -88,7 +88,7 @@ def test_every_command_of_the_package_can_be_given():
         text = "".join(blocks(page, "sh")).replace("\\\n", " ")
         for found in re.findall(r"python -m flaxattn ([^\n]+)", text):
             given.add(command_line().parse_args(shlex.split(found, comments=True)).command)
-    assert given == {"list", "describe", "convert", "predict", "cam"}
+    assert given == {"list", "describe", "convert", "predict", "cam", "compare"}
 
 
 def test_every_make_target_of_the_readme_exists():

@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from flaxattn.errors import InputError, shown
+from flaxattn.images.geometry import interpolate
 
 TEST_SHARE = 0.2
 
@@ -109,6 +110,75 @@ class DigitGroups(tfds.core.GeneratorBasedBuilder):
             yield key, {"image": png(picture), "labels": np.unique(labels[chosen]).tolist()}
 
 
+class ClutteredDigits(tfds.core.GeneratorBasedBuilder):
+    """10,000 pictures of 32x32 pixels, each of one digit of `Digits` among pieces of others.
+
+    Features: image (32, 32, 1) uint8, a PNG; label, of the whole digit. Its square has a side of 12
+    to 20 pixels and lies anywhere; so do four pieces of 6x6 pixels, cut from digits of that size.
+    Where they overlap, the lighter ink is seen. In the manner of Mnih, Heess, Graves, Kavukcuoglu,
+    "Recurrent Models of Visual Attention", NeurIPS 2014, arXiv:1406.6247, and of Jaderberg et al.,
+    "Spatial Transformer Networks", NeurIPS 2015, arXiv:1506.02025.
+
+    Splits: train, 8,000 pictures of digits from the train split of `Digits`, and test, 2,000
+    pictures of digits from its test split. They are drawn once and for all.
+    """
+
+    name = "cluttered_digits"
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar = {"1.0.0": "8,000 training and 2,000 test pictures."}
+    code_path = None
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Pictures of a handwritten digit among pieces of others.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(32, 32, 1), encoding_format="png"),
+                    "label": tfds.features.ClassLabel(names=[str(digit) for digit in range(10)]),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage="https://doi.org/10.24432/C50P49",
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+        indices = splits()
+        return {
+            "train": self._generate_examples(indices["train"], count=8000, seed=0),
+            "test": self._generate_examples(indices["test"], count=2000, seed=1),
+        }
+
+    def _generate_examples(
+        self, indices: np.ndarray, count: int, seed: int
+    ) -> Iterator[tuple[int, dict]]:
+        images, labels = pixels_and_labels()
+        random = np.random.RandomState(seed)
+        for key in range(count):
+            chosen = random.choice(indices, 1 + 4, replace=False)
+            picture = cluttered(random, images[chosen])
+            yield key, {"image": png(picture), "label": int(labels[chosen[0]])}
+
+
+def cluttered(random: np.random.RandomState, images: np.ndarray) -> np.ndarray:
+    """A picture (32, 32) of the first of the digits (n, 8, 8), and a piece of each other, uint8."""
+    side = random.randint(12, 20 + 1)
+    scaled = interpolate(np.moveaxis(images, 0, -1).astype(np.float32), side, side)
+    whole, *others = np.moveaxis(scaled, -1, 0)
+    picture = np.zeros((32, 32), np.float32)
+    for part in (whole, *(_piece(random, other) for other in others)):
+        top, left = random.randint(0, 32 - len(part) + 1, 2)
+        window = picture[top : top + len(part), left : left + len(part)]
+        np.maximum(window, part, out=window)
+    return np.round(picture).astype(np.uint8)
+
+
+def _piece(random: np.random.RandomState, image: np.ndarray) -> np.ndarray:
+    """A square of 6 pixels of a larger one."""
+    top, left = random.randint(0, len(image) - 6 + 1, 2)
+    return image[top : top + 6, left : left + 6]
+
+
 def places(random: np.random.RandomState, count: int) -> list[list[int]]:
     """(top, left) of `count` squares of 8 pixels that lie apart in a picture of 24."""
     while True:
@@ -156,7 +226,7 @@ def test_indices(labels: np.ndarray) -> np.ndarray:
 
 
 # Sets that are made on the spot, from what scikit-learn brings along.
-EMBEDDED = {builder.name: builder for builder in (Digits, DigitGroups)}
+EMBEDDED = {builder.name: builder for builder in (Digits, DigitGroups, ClutteredDigits)}
 
 
 def prepare(

@@ -19,13 +19,13 @@ from flaxattn.images.decoding import to_pillow
 log = logging.getLogger("flaxattn")
 
 
-def log_to_stderr() -> None:
-    """Shows the log lines of a run, and of the libraries below it only warnings."""
+def log_to_stderr(*, level: int = logging.INFO) -> None:
+    """Shows the log lines of a run from `level` on, and of the libraries below it only warnings."""
     absl.logging.set_verbosity(absl.logging.WARNING)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers = [handler]
-    log.setLevel(logging.INFO)
+    log.setLevel(level)
     log.propagate = False
 
 

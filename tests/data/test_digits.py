@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from configs import cluttered_digits
 from flaxattn.data import digits
 from flaxattn.errors import InputError
 
@@ -129,6 +130,63 @@ def test_groups_never_change(groups):
     }
     content = b"".join(pictures.tobytes() for pictures, _ in groups.values())
     assert hashlib.sha256(content).hexdigest()[:16] == "b820b3280d78daf7"
+
+
+@pytest.fixture(scope="module")
+def clutter(data_dir):
+    """(pictures (N, 32, 32) uint8, labels (N,)) of each split, decoded by TFDS itself."""
+    builder = digits.prepare(data_dir, name="cluttered_digits")
+    decoded = {}
+    for split in ("train", "test"):
+        examples = list(builder.as_data_source(split))
+        pictures = np.stack([example["image"][..., 0] for example in examples])
+        decoded[split] = pictures, np.array([example["label"] for example in examples])
+    return decoded
+
+
+def test_clutter_never_changes(clutter):
+    counts = {split: len(pictures) for split, (pictures, _) in clutter.items()}
+    assert counts == {"train": 8000, "test": 2000}
+    content = b"".join(pictures.tobytes() for pictures, _ in clutter.values())
+    assert hashlib.sha256(content).hexdigest()[:16] == "8ba698fcfb73df45"
+
+
+def test_the_config_states_the_clutters_mean_and_deviation(clutter):
+    config = cluttered_digits.get_config("none").data
+    pictures = clutter["train"][0] / 255
+    assert (pictures.mean(), pictures.std()) == pytest.approx((*config.mean, *config.std), abs=1e-3)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_clutter_is_made_of_the_digits_of_its_split(clutter, splits, split, monkeypatch):
+    """Labels are those of the digits that stand whole."""
+    made = []
+    monkeypatch.setattr(digits, "cluttered", lambda _, images: made.append(images) or images[0])
+    seed = ["train", "test"].index(split)
+    generate = digits.ClutteredDigits._generate_examples
+    examples = [example for _, example in generate(None, digits.splits()[split], 50, seed)]
+    known = {image.tobytes(): label for image, label in zip(*splits[split], strict=True)}
+    assert all(image.tobytes() in known for images in made for image in images)
+    assert [known[images[0].tobytes()] for images in made] == [e["label"] for e in examples]
+    assert set(clutter[split][1].tolist()) == set(range(10))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_whole_digit_is_scaled_and_placed(seed):
+    ink = np.full((1, 8, 8), 200, np.uint8)
+    picture = digits.cluttered(np.random.RandomState(seed), ink)
+    (height, width) = (np.ptp(np.flatnonzero(picture.any(axis))) + 1 for axis in (1, 0))
+    assert height == width
+    assert 12 <= height <= 20
+    assert np.count_nonzero(picture) == np.count_nonzero(picture == 200) == height * width
+
+
+def test_pieces_are_small_and_the_lighter_ink_is_seen():
+    random = np.random.RandomState(0)
+    ink = np.array([0, 100, 250], np.uint8)[:, None, None] * np.ones((1, 8, 8), np.uint8)
+    picture = digits.cluttered(random, ink)
+    assert np.count_nonzero(picture == 250) == 36
+    assert np.count_nonzero(picture == 100) <= 36
 
 
 def test_prepared_as_array_record_and_only_once(tmp_path):

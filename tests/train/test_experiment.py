@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import digit_groups, digits, imagenet_resnet50
+from configs import cluttered_digits, digit_groups, digits, imagenet_resnet50
 from flaxattn.errors import InputError
 from flaxattn.models import create_model
 from flaxattn.tasks.task import abstract_batch
@@ -15,8 +15,13 @@ from flaxattn.train.experiment import TASKS, make_experiment
 ONE = jax.devices()[:1]
 
 
-@pytest.mark.parametrize("name", digits.SLOTS)
-@pytest.mark.parametrize("module", [digits, digit_groups])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        *((module, name) for module in (digits, digit_groups) for name in digits.SLOTS),
+        *((cluttered_digits, name) for name in cluttered_digits.SLOTS),
+    ],
+)
 def test_every_experiment_on_digits_in_full_is_a_run(data_dir, module, name):
     """The config as people start it: its task, model, data and schedule fit together."""
     config = module.get_config(name)
