@@ -7,10 +7,10 @@ python train.py --config configs/voc_segment.py:voc2012 --workdir runs/segment_v
 The argument is "scenes" or "voc2012"; a mechanism behind it stands between backbone and head, as in
 "scenes,danet_position"; and ",debug" shrinks the run to seconds.
 
-scenes: pictures of one to six handwritten digits on a textured ground, drawn on the spot: 600 to
+scenes: pictures of one to six handwritten digits on a textured ground, drawn on the spot: 4,000 to
 train on and 200 of 96 to 128 pixels to test, ten digits and the background. A small residual
-network with the head of LR-ASPP, for a CPU. Test mIoU by the command above: 0.880, of one seed. It
-took ten and a half minutes of processor time, on two cores that had other work too.
+network with the head of LR-ASPP, for a CPU. Test mIoU by the command above: 0.911, of one seed, in
+13 min 36 s on two cores that had other work too.
 
 voc2012: 1,464 images and 1,449 to test, at their own size. FCN on a dilated ResNet-50 by
 torchvision's recipe: SGD, the learning rate 0.01 for 8 images falling by (1 - t)^0.9, 30 epochs,
