@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "export": ALL | {"export"},
     "prediction": ALL | {"prediction"},
     "__init__": BELOW_TRAIN | {"weights", "prediction"},
-    "__main__": ALL | {"inspect", "export", "prediction", "__init__"},
+    "commands": ALL | {"inspect", "export", "prediction", "commands"},
+    "__main__": {"commands", "errors", "__init__"},
 }
 
 NOWHERE = {"tensorflow", "torch", "torchvision", "timm"}

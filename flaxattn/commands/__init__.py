@@ -1,0 +1,1 @@
+"""The commands of python -m flaxattn: each a file with `add`, its flags, and `run`."""
