@@ -27,7 +27,8 @@ from tools.by_role import by_role
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CHINESE = ROOT / "README.zh.md"
+PAGES = [ROOT / "README.md", CHINESE, *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page, language):
@@ -51,6 +52,12 @@ def load_config(name):
 def test_the_list_of_mechanisms_is_fresh():
     (names,) = re.findall(r"<!-- mechanisms: .* -->\n(.*?)<!-- /mechanisms -->", README, re.S)
     assert names.strip() == by_role(), "paste what the command in the comment prints"
+
+
+@pytest.mark.parametrize("language", ["python", "sh"])
+def test_the_chinese_readme_has_the_code_of_the_english_one(language):
+    """Which runs in the tests below."""
+    assert blocks(CHINESE, language) == blocks(ROOT / "README.md", language)
 
 
 def test_the_page_of_mechanisms_is_fresh():
