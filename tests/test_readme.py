@@ -160,6 +160,13 @@ def test_the_snippets_about_weights_run_in_their_order(repository, capsys):
     assert [name for _, name in printed] == [str(i) for i in best.indices.tolist()]
 
 
+def test_the_snippets_for_those_who_come_from_pytorch_run():
+    names = {}
+    for snippet in blocks(ROOT / "docs" / "from-pytorch.md", "python"):
+        exec(compile(snippet, "from-pytorch.md", "exec"), names)
+    assert names["model"].num_classes == 10
+
+
 def test_the_snippets_about_maps_run_in_their_order(tmp_path, monkeypatch):
     """With a network that has learnt nothing."""
     monkeypatch.chdir(tmp_path)
