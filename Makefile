@@ -10,7 +10,7 @@ GPU := $(wildcard /dev/nvidia[0-9]*)
 TPU := $(wildcard /dev/accel[0-9]*)$(if $(wildcard /dev/vfio/[0-9]*),$(shell grep -ls 0x1ae0 /sys/bus/pci/devices/*/vendor))
 ACCELERATOR := $(if $(GPU),cuda12,$(if $(TPU),tpu))
 
-.PHONY: train test test-all lint quick bench clean
+.PHONY: train test test-all lint quick docs bench clean
 
 train: .venv/train.stamp
 	$(BIN)/python train.py --config=$(CONFIG) --workdir=$(WORKDIR) $(PLATFORM:%=--platform=%)
@@ -23,7 +23,7 @@ quick: .venv/test.stamp
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: .venv/test.stamp lint
-	$(BIN)/python -m pip install --quiet --editable ".[test,tpu-check,cam-check]"
+	$(BIN)/python -m pip install --quiet --editable ".[test,docs,tpu-check,cam-check]"
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 	FLAXATTN_TEST_AS_USERS=1 $(BIN)/python -m pytest -n 2 tests/attention/test_parity.py
 
@@ -31,6 +31,10 @@ lint: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in build/site.
+docs: .venv/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: .venv/test.stamp
 	$(BIN)/python -m benchmarks
@@ -41,6 +45,10 @@ bench: .venv/test.stamp
 
 .venv/train.stamp: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[train$(ACCELERATOR:%=,%)]"
+	touch $@
+
+.venv/docs.stamp: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[train,hub,docs]"
 	touch $@
 
 .venv/test.stamp: pyproject.toml | .venv/bin/python
