@@ -73,7 +73,11 @@ def test_resnet18_is_torchvisions(size, dtype, record_property):
     check(record_property, "resnet18", create_model("resnet18"), reference, size=size, dtype=dtype)
 
 
-@pytest.mark.parametrize(("size", "dtype"), [((64, 64), "float32"), ((65, 49), "float64")], ids=str)
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [pytest.param((64, 64), "float32", marks=pytest.mark.slow), ((65, 49), "float64")],
+    ids=str,
+)
 def test_resnet50_is_torchvisions(size, dtype, record_property):
     reference = torchvision.models.resnet50()
     check(record_property, "resnet50", create_model("resnet50"), reference, size=size, dtype=dtype)
@@ -120,6 +124,7 @@ def test_small_stem_keeps_the_size(record_property):
     check(record_property, name, model, reference, size=(16, 13), dtype="float32")
 
 
+@pytest.mark.slow
 def test_ten_steps_follow_torchs_losses_and_statistics():
     """From timm's initial weights: from `randomise`'s, torch's own float32 statistics are 6e-3 off.
 

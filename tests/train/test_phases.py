@@ -136,7 +136,7 @@ def test_frozen_norms_use_their_running_statistics(config):
     assert float(sums["loss"]) == pytest.approx(float(loss), rel=1e-5)
 
 
-@pytest.mark.parametrize("stop", [2, 3])
+@pytest.mark.parametrize("stop", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_run_goes_on_inside_a_phase_and_at_its_end(config, tmp_path, monkeypatch, stop):
     config.phases = tuple(
         {**phase, "start": start} for phase, start in zip(THREE, (0, 0.05, 0.14), strict=True)

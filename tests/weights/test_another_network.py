@@ -66,7 +66,7 @@ def test_a_config_that_is_not_the_tensors_says_nothing(tmp_path):
     ("name", "theirs"),
     [
         ("mobilenet_v3_small", "mobilenetv3_small_100"),
-        ("efficientnet_v2_s", "efficientnetv2_s"),
+        pytest.param("efficientnet_v2_s", "efficientnetv2_s", marks=pytest.mark.slow),
     ],
 )
 def test_timms_names_are_not_of_torchvisions_network(name, theirs):
