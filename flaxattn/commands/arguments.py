@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flaxattn.errors import InputError, shown
-from flaxattn.weights import Checkpoint, class_names, fetch
-from flaxattn.weights.kinds import stated_model
+from flaxattn.weights import Checkpoint, Network, class_names, fetch, load_pretrained
+from flaxattn.weights.kinds import preprocessing_of, stated_model
 
 SOURCE = (
     "a file, a directory (that of a run of train.py too), or a Hugging Face repository such as "
@@ -40,6 +40,18 @@ def model_of(given: argparse.Namespace, source: str) -> tuple[Checkpoint, str, A
         raise InputError(f"no config names the architecture of {source}: add --model NAME.")
     fields = stated(num_classes=given.num_classes)
     return checkpoint, name, stated_model(checkpoint, given.model, **fields)
+
+
+def network_of(given: argparse.Namespace, checkpoint: Checkpoint, name: str, model: Any) -> Network:
+    """The model of `model_of` with its variables, and what its images go through."""
+    preprocessing = preprocessing_of(checkpoint, name)
+    loaded = load_pretrained(
+        model,
+        checkpoint,
+        (1, *preprocessing.input_size),
+        other_architecture=given.other_architecture,
+    )
+    return Network(model, loaded.variables, preprocessing)
 
 
 def names_of(given: argparse.Namespace, config: Mapping[str, Any]) -> Sequence[str] | None:

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from flaxattn.commands.arguments import SOURCE, add_model, model_of, names_of
+from flaxattn.commands.arguments import SOURCE, add_model, model_of, names_of, network_of
 from flaxattn.errors import InputError
 from flaxattn.images.preprocessing import pixels_of
 from flaxattn.inspect import METHODS
 from flaxattn.inspect.cam_picture import write_picture
 from flaxattn.inspect.explanation import explain
-from flaxattn.weights import load_pretrained
-from flaxattn.weights.kinds import CLASSIFIER, kind_of, preprocessing_of
+from flaxattn.weights.kinds import CLASSIFIER, kind_of
 
 
 def add(commands: Any) -> None:
@@ -37,17 +36,11 @@ def run(given: argparse.Namespace) -> None:
             f"{name} is a {kind.word}, and this is for classifiers: call "
             f"flaxattn.inspect.class_activation_maps (docs/maps.md)."
         )
-    preprocessing = preprocessing_of(checkpoint, name)
-    loaded = load_pretrained(
-        model,
-        checkpoint,
-        (1, *preprocessing.input_size),
-        other_architecture=given.other_architecture,
-    )
+    _, variables, preprocessing = network_of(given, checkpoint, name, model)
     images = np.stack([preprocessing(image) for image in given.images])
     explanations = explain(
         model,
-        loaded.variables,
+        variables,
         images,
         method=given.method,
         layer=given.layer,

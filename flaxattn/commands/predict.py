@@ -5,7 +5,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flaxattn.commands.arguments import SOURCE, add_model, model_of, names_of, refuse, stated
+from flaxattn.commands.arguments import (
+    SOURCE,
+    add_model,
+    model_of,
+    names_of,
+    network_of,
+    refuse,
+    stated,
+)
 from flaxattn.prediction import detect, predict, segment
 from flaxattn.prediction.inputs import names_for
 from flaxattn.prediction.report import (
@@ -15,8 +23,8 @@ from flaxattn.prediction.report import (
     of_pixels,
     write_picture,
 )
-from flaxattn.weights import Network, load_pretrained
-from flaxattn.weights.kinds import CLASSIFIER, DETECTOR, SEGMENTER, kind_of, preprocessing_of
+from flaxattn.weights import Network
+from flaxattn.weights.kinds import CLASSIFIER, DETECTOR, SEGMENTER, kind_of
 
 
 def add(commands: Any) -> None:
@@ -46,14 +54,7 @@ def run(given: argparse.Namespace) -> None:
         if word not in words:
             whose = " and ".join(f"{one}s" for one in words)
             refuse({flag: getattr(given, flag)}, f"{name} is a {word}, and this is for {whose}")
-    preprocessing = preprocessing_of(checkpoint, name)
-    loaded = load_pretrained(
-        model,
-        checkpoint,
-        (1, *preprocessing.input_size),
-        other_architecture=given.other_architecture,
-    )
-    network = Network(model, loaded.variables, preprocessing)
+    network = network_of(given, checkpoint, name, model)
     reports = _REPORTS[word](given, network, checkpoint.config)
     for image, report in zip(given.images, reports, strict=True):
         print(image)

@@ -21,7 +21,7 @@ import numpy as np
 from flaxattn.data.records import Example, Objects, RandomTransform, Record, Transform
 from flaxattn.errors import InputError, require_least
 from flaxattn.images.boxes import flip_boxes, scale_boxes
-from flaxattn.images.canvas import detector_size, on_canvas
+from flaxattn.images.canvas import detector_size, on_canvas, require_canvas, require_sizes
 from flaxattn.images.decoding import decode
 from flaxattn.images.geometry import interpolate
 from flaxattn.images.preprocessing import normalise, require_normalisation
@@ -79,13 +79,8 @@ class _Placer:
         sizes = config["min_size"]
         self.min_sizes = tuple(sizes) if isinstance(sizes, Sequence) else (sizes,)
         self.max_size, self.canvas = config["max_size"], tuple(config["canvas"])
-        if not (self.min_sizes and 0 < min(self.min_sizes) <= max(self.min_sizes) <= self.max_size):
-            raise InputError(
-                f"min_size={sizes} and max_size={self.max_size}: use sizes above 0, and a max_size "
-                f"of at least min_size."
-            )
-        if len(self.canvas) != 2 or min(self.canvas) < 1:
-            raise InputError(f"canvas={self.canvas} must be a height and a width above 0.")
+        require_sizes(sizes, self.max_size)
+        require_canvas(self.canvas)
 
     def __call__(
         self, record: Record, *, min_size: int, mirrored: bool, with_difficult: bool

@@ -1,5 +1,6 @@
 """The handwritten digits that ship with scikit-learn, as TFDS data sets that need no download."""
 
+import abc
 import contextlib
 import functools
 import io
@@ -16,6 +17,22 @@ from flaxattn.errors import InputError, shown
 from flaxattn.images.geometry import interpolate
 
 TEST_SHARE = 0.2
+
+_LABEL = tfds.features.ClassLabel(names=[str(digit) for digit in range(10)])
+
+
+def _info(
+    builder: tfds.core.DatasetBuilder, description: str, *, side: int, **labels: Any
+) -> tfds.core.DatasetInfo:
+    """What TFDS asks about a set of grey pictures (side, side, 1) and the feature of its labels."""
+    image = tfds.features.Image(shape=(side, side, 1), encoding_format="png")
+    return tfds.core.DatasetInfo(
+        builder=builder,
+        description=description,
+        features=tfds.features.FeaturesDict({"image": image, **labels}),
+        supervised_keys=("image", *labels),
+        homepage="https://doi.org/10.24432/C50P49",
+    )
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
@@ -38,17 +55,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     code_path = None
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Handwritten digits of 8x8 pixels, from scikit-learn.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
-                    "label": tfds.features.ClassLabel(names=[str(digit) for digit in range(10)]),
-                }
-            ),
-            supervised_keys=("image", "label"),
-            homepage="https://doi.org/10.24432/C50P49",
+        return _info(
+            self, "Handwritten digits of 8x8 pixels, from scikit-learn.", side=8, label=_LABEL
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
@@ -60,7 +68,39 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             yield index, {"image": png(images[index]), "label": int(labels[index])}
 
 
-class DigitGroups(tfds.core.GeneratorBasedBuilder):
+class _Drawn(abc.ABC):
+    """A set whose pictures are drawn of the digits of each split, once and for all.
+
+    Fields:
+        COUNTS: of the pictures of "train" and "test".
+    """
+
+    COUNTS: ClassVar[dict[str, int]]
+
+    @abc.abstractmethod
+    def draw(
+        self, random: np.random.RandomState, images: np.ndarray, labels: np.ndarray
+    ) -> dict[str, Any]:
+        """An example, of a split's digits (n, 8, 8) uint8 and their labels (n,)."""
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+        indices = splits()
+        return {
+            name: self._generate_examples(indices[name], count, seed)
+            for seed, (name, count) in enumerate(self.COUNTS.items())
+        }
+
+    def _generate_examples(
+        self, indices: np.ndarray, count: int, seed: int
+    ) -> Iterator[tuple[int, dict]]:
+        images, labels = pixels_and_labels()
+        images, labels = images[indices], labels[indices]
+        random = np.random.RandomState(seed)
+        for key in range(count):
+            yield key, self.draw(random, images, labels)
+
+
+class DigitGroups(_Drawn, tfds.core.GeneratorBasedBuilder):
     """4,500 pictures of 24x24 pixels, each of one to four digits of `Digits` at random places.
 
     Features: image (24, 24, 1) uint8, a PNG; labels, which of 0 to 9 are there. The digits of a
@@ -74,43 +114,27 @@ class DigitGroups(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "4,000 training and 500 test pictures."}
     code_path = None
+    COUNTS: ClassVar = {"train": 4000, "test": 500}
 
     def _info(self) -> tfds.core.DatasetInfo:
-        classes = tfds.features.ClassLabel(names=[str(digit) for digit in range(10)])
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Pictures of one to four handwritten digits, from scikit-learn.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(24, 24, 1), encoding_format="png"),
-                    "labels": tfds.features.Sequence(classes),
-                }
-            ),
-            supervised_keys=("image", "labels"),
-            homepage="https://doi.org/10.24432/C50P49",
+        return _info(
+            self,
+            "Pictures of one to four handwritten digits, from scikit-learn.",
+            side=24,
+            labels=tfds.features.Sequence(_LABEL),
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-        indices = splits()
-        return {
-            "train": self._generate_examples(indices["train"], count=4000, seed=0),
-            "test": self._generate_examples(indices["test"], count=500, seed=1),
-        }
-
-    def _generate_examples(
-        self, indices: np.ndarray, count: int, seed: int
-    ) -> Iterator[tuple[int, dict]]:
-        images, labels = pixels_and_labels()
-        random = np.random.RandomState(seed)
-        for key in range(count):
-            chosen = random.choice(indices, random.randint(1, 5), replace=False)
-            picture = np.zeros((24, 24), np.uint8)
-            for (top, left), image in zip(places(random, len(chosen)), images[chosen], strict=True):
-                picture[top : top + 8, left : left + 8] = image
-            yield key, {"image": png(picture), "labels": np.unique(labels[chosen]).tolist()}
+    def draw(
+        self, random: np.random.RandomState, images: np.ndarray, labels: np.ndarray
+    ) -> dict[str, Any]:
+        chosen = random.choice(len(labels), random.randint(1, 5), replace=False)
+        picture = np.zeros((24, 24), np.uint8)
+        for (top, left), image in zip(places(random, len(chosen)), images[chosen], strict=True):
+            picture[top : top + 8, left : left + 8] = image
+        return {"image": png(picture), "labels": np.unique(labels[chosen]).tolist()}
 
 
-class ClutteredDigits(tfds.core.GeneratorBasedBuilder):
+class ClutteredDigits(_Drawn, tfds.core.GeneratorBasedBuilder):
     """10,000 pictures of 32x32 pixels, each of one digit of `Digits` among pieces of others.
 
     Features: image (32, 32, 1) uint8, a PNG; label, of the whole digit. Its square has a side of 12
@@ -127,37 +151,19 @@ class ClutteredDigits(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "8,000 training and 2,000 test pictures."}
     code_path = None
+    COUNTS: ClassVar = {"train": 8000, "test": 2000}
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Pictures of a handwritten digit among pieces of others.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(32, 32, 1), encoding_format="png"),
-                    "label": tfds.features.ClassLabel(names=[str(digit) for digit in range(10)]),
-                }
-            ),
-            supervised_keys=("image", "label"),
-            homepage="https://doi.org/10.24432/C50P49",
+        return _info(
+            self, "Pictures of a handwritten digit among pieces of others.", side=32, label=_LABEL
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-        indices = splits()
-        return {
-            "train": self._generate_examples(indices["train"], count=8000, seed=0),
-            "test": self._generate_examples(indices["test"], count=2000, seed=1),
-        }
-
-    def _generate_examples(
-        self, indices: np.ndarray, count: int, seed: int
-    ) -> Iterator[tuple[int, dict]]:
-        images, labels = pixels_and_labels()
-        random = np.random.RandomState(seed)
-        for key in range(count):
-            chosen = random.choice(indices, 1 + 4, replace=False)
-            picture = cluttered(random, images[chosen])
-            yield key, {"image": png(picture), "label": int(labels[chosen[0]])}
+    def draw(
+        self, random: np.random.RandomState, images: np.ndarray, labels: np.ndarray
+    ) -> dict[str, Any]:
+        chosen = random.choice(len(labels), 1 + 4, replace=False)
+        picture = cluttered(random, images[chosen])
+        return {"image": png(picture), "label": int(labels[chosen[0]])}
 
 
 def cluttered(random: np.random.RandomState, images: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 
 from flaxattn.data.records import IGNORED, Example, RandomTransform, Record, Transform
 from flaxattn.errors import InputError, require_least
+from flaxattn.images.canvas import require_canvas
 from flaxattn.images.decoding import decode
 from flaxattn.images.geometry import random_window, resize, with_shorter_side
 from flaxattn.images.preprocessing import normalise, require_normalisation
@@ -66,8 +67,7 @@ def eval_transform(config: Mapping[str, Any]) -> Transform:
     channels, mean, std = _normalisation(config)
     base, canvas = config["eval_resize"], tuple(config["canvas"])
     require_least("eval_resize", base, 0)
-    if len(canvas) != 2 or min(canvas) < 1:
-        raise InputError(f"canvas={canvas} must be a height and a width above 0.")
+    require_canvas(canvas)
 
     def transform(record: Record) -> Example:
         image, mask = _decoded(record, channels)

@@ -3,7 +3,8 @@
 An image stands in the upper left corner of its canvas, with zeros below and on the right.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,11 +61,39 @@ def detector_size(
     return max(1, int(height * scale)), max(1, int(width * scale))
 
 
-def require_canvas(canvas: Size | None, multiple: int, *, of: int = 1) -> None:
-    """InputError unless `multiple`, and the sides of a canvas, are multiples of `of`, above 0."""
+def require_sizes(min_size: float | Sequence[float], max_size: float) -> None:
+    """InputError unless a shorter side, or each of several, is above 0 and at most `max_size`."""
+    sizes = min_size if isinstance(min_size, Sequence) else (min_size,)
+    if not (sizes and 0 < min(sizes) <= max(sizes) <= max_size):
+        raise InputError(
+            f"min_size={min_size} and max_size={max_size}: use sizes above 0, and a max_size of at "
+            f"least min_size."
+        )
+
+
+def require_canvas(canvas: Sequence[int], *, of: int = 1) -> None:
+    """InputError unless it is a height and a width above 0, multiples of `of`."""
+    if len(canvas) != 2 or min(canvas) < 1 or any(side % of for side in canvas):
+        sides = f"multiples of {of} above 0" if of > 1 else "above 0"
+        raise InputError(f"canvas={canvas} must be a height and a width, both {sides}.")
+
+
+def require_multiple(multiple: int, *, of: int = 1) -> None:
+    """InputError unless `multiple` is one of `of`, above 0."""
     require_least("multiple", multiple, of)
     if multiple % of:
         raise InputError(f"multiple={multiple} must be a multiple of {of}, such as {8 * of}.")
-    if canvas is not None and (min(canvas) < 1 or any(side % of for side in canvas)):
-        kind = f"multiples of {of} above 0" if of > 1 else "above 0"
-        raise InputError(f"canvas={canvas} must be a height and a width, both {kind}, or None.")
+
+
+def stated(config: Mapping[str, Any], default: Any) -> dict[str, Any]:
+    """mean, std, canvas and multiple in a config; where it has none, the default's.
+
+    Raises TypeError, ValueError, OverflowError or LookupError for values that are none of these.
+    """
+    canvas = config.get("canvas")
+    return {
+        "mean": tuple(map(float, config.get("mean") or default.mean)),
+        "std": tuple(map(float, config.get("std") or default.std)),
+        "canvas": None if canvas is None else (int(canvas[0]), int(canvas[1])),
+        "multiple": int(config.get("multiple") or default.multiple),
+    }

@@ -10,7 +10,10 @@ from flaxattn.images.canvas import (
     detector_size,
     placed,
     require_canvas,
+    require_multiple,
+    require_sizes,
     rounded_up,
+    stated,
 )
 from flaxattn.images.decoding import Encoded, decode
 from flaxattn.images.geometry import interpolate
@@ -65,14 +68,10 @@ class DetectorPreprocessing(NamedTuple):
         default, config = cls(), flat_config(config)
         try:
             sizes = config.get("min_size") or default.min_size
-            canvas = config.get("canvas")
             found = cls(
                 int(sizes[-1] if isinstance(sizes, list | tuple) else sizes),
                 int(config.get("max_size") or default.max_size),
-                tuple(map(float, config.get("mean") or default.mean)),
-                tuple(map(float, config.get("std") or default.std)),
-                None if canvas is None else (int(canvas[0]), int(canvas[1])),
-                int(config.get("multiple") or default.multiple),
+                **stated(config, default),
             )
         except (TypeError, ValueError, OverflowError, LookupError) as error:
             raise InputError(
@@ -85,12 +84,10 @@ class DetectorPreprocessing(NamedTuple):
         """Itself. Raises InputError for numbers that do not fit."""
         require_types(self)
         require_normalisation(len(self.mean), self.mean, self.std)
-        if not 0 < self.min_size <= self.max_size:
-            raise InputError(
-                f"min_size={self.min_size} and max_size={self.max_size}: use sizes above 0, and a "
-                f"max_size of at least min_size."
-            )
-        require_canvas(self.canvas, self.multiple, of=_STRIDE)
+        require_sizes(self.min_size, self.max_size)
+        require_multiple(self.multiple, of=_STRIDE)
+        if self.canvas is not None:
+            require_canvas(self.canvas, of=_STRIDE)
         return self
 
     def canvas_of(self, height: int, width: int) -> Size:

@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from flaxattn.errors import InputError, require_least
-from flaxattn.images.canvas import Placed, Size, placed, require_canvas, rounded_up
+from flaxattn.images.canvas import (
+    Placed,
+    Size,
+    placed,
+    require_canvas,
+    require_multiple,
+    rounded_up,
+    stated,
+)
 from flaxattn.images.decoding import Encoded, decode
 from flaxattn.images.geometry import resize, with_shorter_side
 from flaxattn.images.preprocessing import (
@@ -54,14 +62,8 @@ class SegmenterPreprocessing(NamedTuple):
         """
         default, config = cls(), flat_config(config)
         try:
-            canvas = config.get("canvas")
-            found = cls(
-                int(config.get("eval_resize", default.shorter_side)),
-                tuple(map(float, config.get("mean") or default.mean)),
-                tuple(map(float, config.get("std") or default.std)),
-                None if canvas is None else (int(canvas[0]), int(canvas[1])),
-                int(config.get("multiple") or default.multiple),
-            )
+            shorter_side = int(config.get("eval_resize", default.shorter_side))
+            found = cls(shorter_side, **stated(config, default))
         except (TypeError, ValueError, OverflowError, LookupError) as error:
             raise InputError(
                 f"the config's preprocessing cannot be read ({error}): eval_resize must be an "
@@ -74,7 +76,9 @@ class SegmenterPreprocessing(NamedTuple):
         require_types(self)
         require_normalisation(len(self.mean), self.mean, self.std)
         require_least("shorter_side", self.shorter_side, 0)
-        require_canvas(self.canvas, self.multiple)
+        require_multiple(self.multiple)
+        if self.canvas is not None:
+            require_canvas(self.canvas)
         return self
 
     def canvas_of(self, height: int, width: int) -> Size:

@@ -200,7 +200,7 @@ def test_a_box_that_is_not_inside_the_image_is_a_sentence(transform, box):
         ({"min_size": 0}, "min_size=0 and max_size=64: use sizes above 0"),
         ({"min_size": ()}, r"min_size=\(\) and max_size=64"),
         ({"min_size": (20, 65)}, r"min_size=\(20, 65\) and max_size=64: .* at least min_size"),
-        ({"canvas": (64,)}, r"canvas=\(64,\) must be a height and a width above 0"),
+        ({"canvas": (64,)}, r"canvas=\(64,\) must be a height and a width, both above 0"),
         ({"canvas": (64, 0)}, r"canvas=\(64, 0\) must be"),
         ({"channels": 2}, "channels=2 must be 1"),
         ({"std": (0.1, 0.1)}, "do not fit 3 channels"),

@@ -158,13 +158,13 @@ def test_the_config_states_the_clutters_mean_and_deviation(clutter):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_clutter_is_made_of_the_digits_of_its_split(clutter, splits, split, monkeypatch):
+def test_clutter_is_made_of_the_digits_of_its_split(clutter, splits, split, monkeypatch, tmp_path):
     """Labels are those of the digits that stand whole."""
     made = []
     monkeypatch.setattr(digits, "cluttered", lambda _, images: made.append(images) or images[0])
     seed = ["train", "test"].index(split)
-    generate = digits.ClutteredDigits._generate_examples
-    examples = [example for _, example in generate(None, digits.splits()[split], 50, seed)]
+    generate = digits.ClutteredDigits(data_dir=tmp_path)._generate_examples
+    examples = [example for _, example in generate(digits.splits()[split], 50, seed)]
     known = {image.tobytes(): label for image, label in zip(*splits[split], strict=True)}
     assert all(image.tobytes() in known for images in made for image in images)
     assert [known[images[0].tobytes()] for images in made] == [e["label"] for e in examples]

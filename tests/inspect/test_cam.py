@@ -290,7 +290,11 @@ class Centre(nn.Module):
 @pytest.mark.parametrize("method", METHODS)
 def test_as_pytorch_grad_cam_on_resnet18(method, monkeypatch):
     """With the differences that `class_activation_maps` names taken out of either."""
-    theirs = pytest.importorskip("pytorch_grad_cam", exc_type=ImportError)
+    theirs = pytest.importorskip(
+        "pytorch_grad_cam",
+        reason="make test-all installs it, with OpenCV: pip install 'flaxattn[cam-check]'",
+        exc_type=ImportError,
+    )
     # Its Score-CAM aligns the corners of its masks.
     upsample = functools.partial(torch.nn.Upsample, mode="bilinear")
     monkeypatch.setattr(torch.nn, "UpsamplingBilinear2d", upsample)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from flaxattn.__main__ import main
 from flaxattn.errors import InputError
-from flaxattn.inspect import compare, compare_report
+from flaxattn.inspect import compare, compare_report, equal_cost
 from flaxattn.inspect.cost import cost
 from flaxattn.models import create_model
 from flaxattn.train import workdir as workdirs
@@ -85,7 +85,7 @@ def runs(monkeypatch):
 
 def spent_by(experiment):
     """Without compiling."""
-    return compare.Spent(1000, compare.multiply_adds(experiment), 2000)
+    return equal_cost.Spent(1000, equal_cost.multiply_adds(experiment), 2000)
 
 
 def given(tiny):
@@ -320,28 +320,28 @@ def test_the_plain_network_is_the_narrowest_that_costs_as_much(tiny):
         fields = {**config.model.to_dict(), "width": width}
         return cost(create_model(num_classes=10, **fields), (1, 8, 8, 1)).macs
 
-    wide, width = compare.widened(config, multiply_adds(10) + 1)
+    wide, width = equal_cost.widened(config, multiply_adds(10) + 1)
     assert (width, wide.model.width, config.model.width) == (11, 11, 8)
-    assert compare.widened(config, multiply_adds(10))[1] == 10
+    assert equal_cost.widened(config, multiply_adds(10))[1] == 10
     config.model.update(stage_sizes=(1, 1))
     config.model = {**config.model.to_dict(), "width": (8, 24)}
-    wide, width = compare.widened(config, multiply_adds((9, 27)))
+    wide, width = equal_cost.widened(config, multiply_adds((9, 27)))
     assert (width, tuple(wide.model.width)) == (9, (9, 27))
 
 
 def test_no_plain_network_can_be_made(tiny, monkeypatch):
     config = compare.load_config(tiny["config"], "none", tiny["fields"])
-    monkeypatch.setattr(compare, "WIDEST", 1)
+    monkeypatch.setattr(equal_cost, "WIDEST", 1)
     with pytest.raises(InputError, match="up to 1 times as wide: add --no-equal-cost"):
-        compare.widened(config, 10**9)
+        equal_cost.widened(config, 10**9)
     config.init.weights = "model.npz"
     with pytest.raises(
         InputError, match=r"no wider network starts from init\.weights='model\.npz'"
     ):
-        compare.widened(config, 10**9)
+        equal_cost.widened(config, 10**9)
     del config.model.width
     with pytest.raises(InputError, match=r"none of model\.width, .*add --no-equal-cost"):
-        compare.widened(config, 10**9)
+        equal_cost.widened(config, 10**9)
 
 
 @pytest.mark.usefixtures("runs")
@@ -375,7 +375,7 @@ def test_every_network_of_a_preset_is_its_configs(preset, monkeypatch):
 def test_what_a_network_costs(tiny):
     config = compare.load_config(tiny["config"], "se", tiny["fields"])
     experiment = make_experiment(config, devices=jax.devices()[:1])
-    spent = compare.spent_by(experiment)
+    spent = equal_cost.spent_by(experiment)
     counted = cost(create_model(num_classes=10, **config.model), (1, 8, 8, 1))
     assert (spent.parameters, spent.macs) == counted
     maps = 4 * 64 * (1 + 8)  # bytes of the image and of one map
@@ -388,7 +388,7 @@ def test_a_plot_tells_many_networks_apart():
     networks = tuple(
         compare.Network(
             name=f"network {n}",
-            spent=compare.Spent(1000 + n, 10**6 + n, 10**5 + n),
+            spent=equal_cost.Spent(1000 + n, 10**6 + n, 10**5 + n),
             results=(value,),
             mean=value,
             interval=None if n % 2 else (value - 0.01, value + 0.02),
