@@ -9,11 +9,18 @@ import re
 import sys
 from typing import NoReturn
 
+from flaxattn.errors import InputError, unknown
+from flaxattn.extras import require_extra
+
+try:
+    require_extra("train", doing="train.py")
+except InputError as error:
+    sys.exit(f"error: {error}")
+
 import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from flaxattn.errors import InputError, unknown
 from flaxattn.train.compilation import FOLDER, keep_compiled
 from flaxattn.train.experiment import TASKS
 from flaxattn.train.loop import Diverged, Preempted, run

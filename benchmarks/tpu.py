@@ -1,6 +1,6 @@
 """What the library costs on a TPU, as the TPU's compiler counts it: python -m benchmarks.tpu
 
-No TPU is needed, only its compiler: pip install 'flaxattn[tpu-check]'. Each row is compiled in a
+No TPU is needed, only its compiler: pip install "flaxattn[tpu-check]". Each row is compiled in a
 process of its own, for one chip (a layer) or for the whole slice (a training step).
 
     python -m benchmarks.tpu layers                         every mechanism, beside a plain writing

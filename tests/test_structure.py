@@ -19,7 +19,7 @@ from flaxattn.models.vgg import VGG
 
 PACKAGE = Path(__file__).parent.parent / "flaxattn"
 
-BASE = {"errors", "layers"}
+BASE = {"errors", "extras", "layers"}
 CHAIN = [BASE, {"attention"}, {"models"}, {"tasks"}]
 BELOW_TRAIN = set().union(*CHAIN)
 ALL = BELOW_TRAIN | {"images", "weights", "data", "train"}

@@ -8,6 +8,7 @@ from typing import Any
 
 from flaxattn.commands.arguments import refuse, value_of
 from flaxattn.errors import InputError, unknown
+from flaxattn.extras import require_extra
 
 
 def add(commands: Any) -> None:
@@ -40,14 +41,12 @@ def add(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> None:
     # Imported here: training needs packages that the other commands do without.
-    try:
-        from flaxattn.inspect import compare, compare_report
-        from flaxattn.train.compilation import keep_compiled
-        from flaxattn.train.loop import Diverged, Preempted
-        from flaxattn.train.report import log_to_stderr
-        from flaxattn.train.sharding import require_platform
-    except ModuleNotFoundError as error:
-        raise InputError(f"compare needs {error.name}: pip install 'flaxattn[train]'.") from error
+    require_extra("train", doing="compare")
+    from flaxattn.inspect import compare, compare_report
+    from flaxattn.train.compilation import keep_compiled
+    from flaxattn.train.loop import Diverged, Preempted
+    from flaxattn.train.report import log_to_stderr
+    from flaxattn.train.sharding import require_platform
 
     asked = {"config": given.config, "attention": given.attention}
     if given.preset is not None:

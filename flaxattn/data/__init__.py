@@ -6,6 +6,10 @@
 Every function here that takes a `config` takes the experiment's `config.data`.
 """
 
+from flaxattn.extras import require_extra
+
+require_extra("train", doing="reading data")
+
 from flaxattn.data.pipeline import Batch as Batch
 from flaxattn.data.pipeline import eval_batches as eval_batches
 from flaxattn.data.pipeline import train_batches as train_batches

@@ -7,16 +7,14 @@ from typing import Any
 import numpy as np
 
 from flaxattn.errors import InputError
+from flaxattn.extras import require_extra
 
 
 def pycocotools() -> ModuleType:
     """Its module mask, imported with the first masks: boxes do without."""
-    try:
-        from pycocotools import mask
-    except ImportError as error:
-        raise InputError(
-            "reading COCO's masks needs pycocotools: pip install 'flaxattn[coco]'."
-        ) from error
+    require_extra("coco", doing="reading COCO's masks")
+    from pycocotools import mask
+
     return mask
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from flaxattn.errors import InputError, shown
+from flaxattn.extras import require_extra
 from flaxattn.layers.fields import checked
 
 if TYPE_CHECKING:
@@ -22,10 +23,9 @@ _MODES = {1: "L", 3: "RGB"}
 
 def pillow() -> ModuleType:
     """Pillow's module Image, imported with the first image: `import flaxattn` does without."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise InputError("reading images needs Pillow: pip install 'flaxattn[hub]'.") from error
+    require_extra("hub", "PIL", doing="reading images")
+    from PIL import Image
+
     return Image
 
 

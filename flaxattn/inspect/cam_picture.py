@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from flaxattn.errors import InputError, unknown
+from flaxattn.extras import require_extra
 from flaxattn.inspect.explanation import Explanation
 
 _COLOURS = "viridis"  # perceptually uniform, and read alike by people who see colours differently
@@ -17,10 +18,9 @@ _SIZE = {"fontsize": 7}
 
 
 def _matplotlib() -> ModuleType:
-    try:
-        import matplotlib.figure
-    except ImportError as error:
-        raise InputError("drawing needs matplotlib: pip install 'flaxattn[train]'.") from error
+    require_extra("hub", "matplotlib", doing="drawing")
+    import matplotlib.figure
+
     return matplotlib
 
 

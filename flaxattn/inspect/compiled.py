@@ -42,7 +42,7 @@ def tpu_devices(topology: str = "v5e:2x2") -> list[jax.Device]:
         return list(topologies.get_topology_desc(topology, platform="tpu").devices)
     except (RuntimeError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
         raise InputError(
-            f"no TPU compiler for {topology!r}: install libtpu (pip install 'flaxattn[tpu-check]') "
+            f'no TPU compiler for {topology!r}: install libtpu (pip install "flaxattn[tpu-check]") '
             f"and use a topology that it knows, such as 'v5e:2x2' or 'v4:2x2x1'. It says: "
             f"{str(error).splitlines()[0]}"
         ) from error

@@ -30,13 +30,13 @@ def require_platform(platform: str | None) -> None:
         said = str(error).partition("\n")[0]
         raise InputError(
             f"a {asked} was asked for and JAX finds none on this machine: install JAX for it "
-            f"(pip install 'jax[{_EXTRAS.get(asked, asked)}]'), or use --platform=cpu."
+            f'(pip install "jax[{_EXTRAS.get(asked, asked)}]"), or use --platform=cpu.'
             + (f" JAX says: {said}" if said else "")
         ) from error
     if found == "cpu" and not asked and (kind := accelerator_in(Path("/"))):
         raise InputError(
             f"this machine seems to have a {kind} and JAX cannot use it: install JAX for it (pip "
-            f"install 'jax[{_EXTRAS.get(kind, kind)}]'), or ask for the CPU with --platform=cpu."
+            f'install "jax[{_EXTRAS.get(kind, kind)}]"), or ask for the CPU with --platform=cpu.'
         )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from flaxattn.errors import InputError
+from flaxattn.extras import require_extra
 from flaxattn.weights.pickles import read_pickle
 from flaxattn.weights.sources import METADATA, Checkpoint, Config, fetch
 from flaxattn.weights.torch_writer import STORAGE_OF, torch_file
@@ -145,10 +146,9 @@ def write(
 
 
 def _safetensors(path: Path, arrays: Mapping[str, np.ndarray], stated: Mapping[str, str]) -> bytes:
-    try:
-        from safetensors.numpy import save
-    except ImportError as error:
-        raise _needs_safetensors("writing", path) from error
+    require_extra("hub", "safetensors", doing=f"writing {path}")
+    from safetensors.numpy import save
+
     form = "pt" if all("/" not in key for key in arrays) else "flax"
     return save(dict(arrays), {"format": form, **stated})
 
@@ -205,10 +205,9 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        from safetensors.numpy import load_file
-    except ImportError as error:
-        raise _needs_safetensors("reading", path) from error
+    require_extra("hub", "safetensors", doing=f"reading {path}")
+    from safetensors.numpy import load_file
+
     try:
         return load_file(path)
     except AttributeError as error:
@@ -216,7 +215,3 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             f"{path} has numbers of a kind that NumPy lacks ({error}): save it in another "
             f"precision."
         ) from error
-
-
-def _needs_safetensors(doing: str, path: Path) -> InputError:
-    return InputError(f"{doing} {path} needs the safetensors package: pip install 'flaxattn[hub]'.")

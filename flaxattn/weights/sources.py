@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flaxattn.errors import InputError
+from flaxattn.extras import require_extra
 from flaxattn.images.preprocessing import flat_config
 
 # Of a directory or a repository, in the order in which they are looked for.
@@ -212,14 +213,13 @@ def _parsed(path: Path, text: str | bytes | None = None) -> Config:
 def _from_hub(
     repository: str, revision: str | None, cache_dir: str | Path | None, offline: bool
 ) -> Checkpoint:
-    try:
-        import huggingface_hub
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise InputError(
-            f"there is no file {repository}, and a Hugging Face repository needs huggingface_hub: "
-            f"pip install 'flaxattn[hub]'."
-        ) from error
+    require_extra(
+        "hub",
+        "huggingface_hub",
+        doing=f"there is no file {repository}, and a Hugging Face repository",
+    )
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     where = f"{repository}{f' at {revision}' if revision else ''}"
     local_only = offline

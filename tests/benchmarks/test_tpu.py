@@ -60,7 +60,7 @@ def test_the_budget_has_every_mechanism():
 @pytest.mark.parametrize("key", sorted(COUNTS["counts"]))
 def test_nothing_costs_more_than_its_budget(key):
     if find_spec("libtpu") is None:
-        pytest.skip("the TPU compiler is missing: pip install 'flaxattn[tpu-check]'")
+        pytest.skip('the TPU compiler is missing: pip install "flaxattn[tpu-check]"')
     assert version("libtpu") == COUNTS["libtpu"], "the budget is another compiler's: write it anew"
     found = in_process(*key.split(" ", 1), 3000)
     budget = COUNTS["counts"][key]

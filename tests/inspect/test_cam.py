@@ -292,7 +292,7 @@ def test_as_pytorch_grad_cam_on_resnet18(method, monkeypatch):
     """With the differences that `class_activation_maps` names taken out of either."""
     theirs = pytest.importorskip(
         "pytorch_grad_cam",
-        reason="make test-all installs it, with OpenCV: pip install 'flaxattn[cam-check]'",
+        reason='make test-all installs it, with OpenCV: pip install "flaxattn[cam-check]"',
         exc_type=ImportError,
     )
     # Its Score-CAM aligns the corners of its masks.

@@ -261,12 +261,6 @@ def test_what_the_command_refuses(arguments, sentence, capsys):
     assert sentence in capsys.readouterr().err
 
 
-def test_what_to_install_is_said(tiny, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "flaxattn.train.compilation", None)
-    assert main([*given(tiny), "--attention", "none,se"]) == 2
-    assert "pip install 'flaxattn[train]'" in capsys.readouterr().err
-
-
 @pytest.mark.usefixtures("runs")
 def test_the_base_can_be_another(tiny):
     found = compare.compare(attention=("se", "eca"), base="se", seeds=1, equal_cost=False, **tiny)

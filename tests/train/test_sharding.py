@@ -83,7 +83,7 @@ def test_accelerators_show_themselves(tmp_path, files, kind):
 @pytest.mark.parametrize(("kind", "extra"), [("gpu", "cuda12"), ("tpu", "tpu")])
 def test_no_silent_fallback_to_the_cpu(monkeypatch, kind, extra):
     monkeypatch.setattr(sharding, "accelerator_in", lambda _: kind)
-    with pytest.raises(InputError, match=rf"seems to have a {kind} .*'jax\[{extra}\]'"):
+    with pytest.raises(InputError, match=rf'seems to have a {kind} .*"jax\[{extra}\]"'):
         sharding.require_platform(None)
     monkeypatch.setattr(sharding, "accelerator_in", lambda _: None)
     sharding.require_platform(None)
