@@ -38,5 +38,11 @@ def test_the_site_has_every_public_name(tmp_path):
     public |= {f"{layer.__module__}.{layer.__name__}" for layer in layers}
     assert len(public) > 100
     assert public - found == ELSEWHERE & public
-    links = (tmp_path / "api" / "attention" / "index.html").read_text()
-    assert 'href="../../mechanisms/"' in links
+    attention = (tmp_path / "api" / "attention" / "index.html").read_text()
+    assert 'href="../../mechanisms/"' in attention
+    for shown in (
+        "<code>reduction: int = 16</code>: C / h; h is rounded down.</li>",
+        "<code>dtype</code>: of the gate's arithmetic",
+        "<code>SqueezeExcite.article_s0()</code>: Article 0's SEAttention: no biases.</li>",
+    ):
+        assert shown in attention

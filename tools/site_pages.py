@@ -49,6 +49,8 @@ def mechanisms() -> str:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
     """A page of docs/ with its links to what is above docs/."""
+    if page.file.src_uri == "mechanisms.md":
+        page.meta["hide"] = ["toc"]  # its table needs the room
     if "/" in page.file.src_uri:
         return markdown
 
