@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import matplotlib.figure
 
@@ -26,11 +27,15 @@ _COSTS: dict[str, Callable[[Network], float | None]] = {
     "training, images/s": lambda network: network.images_per_second,
 }
 _STYLE = """\
+:root { color-scheme: light dark; }
 body { font: 16px/1.5 sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; }
-table { border-collapse: collapse; margin: 1em 0; }
-td, th { padding: .2em .8em; border-bottom: 1px solid #ccc; text-align: right; }
+h1 { font-size: 1.6em; overflow-wrap: anywhere; }
+div { overflow-x: auto; }
+table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums; }
+td, th { padding: .2em .6em; border-bottom: 1px solid #888; text-align: right; }
+td { white-space: nowrap; }
 td:first-child, th:first-child { text-align: left; }
-img { max-width: 100%; }"""
+img { width: 100%; min-width: 50em; }"""
 
 
 def write(comparison: Comparison, folder: str | Path) -> None:
@@ -111,6 +116,7 @@ def page(comparison: Comparison, picture: bytes) -> str:
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
 <title>{escape(comparison.config)}: {escape(names)}</title>
 <style>
 {_STYLE}
@@ -124,7 +130,9 @@ def page(comparison: Comparison, picture: bytes) -> str:
 <ul>
 {said}
 </ul>
-<img alt="{escape(comparison.metric)} against cost" src="data:image/png;base64,{image}">
+<div>
+<img alt="{escape(comparison.metric)}, and against cost" src="data:image/png;base64,{image}">
+</div>
 <h2>Every run</h2>
 {_table(("", *seeds), runs)}
 </body>
@@ -133,38 +141,48 @@ def page(comparison: Comparison, picture: bytes) -> str:
 
 
 def plot(comparison: Comparison) -> bytes:
-    """The metric against each cost, with the intervals of the means, as a PNG."""
-    figure = matplotlib.figure.Figure(figsize=(13, 4.5), layout="constrained")
-    panels = figure.subplots(1, len(_COSTS), sharey=True)
+    """The metric of each network, with its seeds and the interval of their mean, as a PNG.
+
+    Beside it the means against each cost.
+    """
+    figure = matplotlib.figure.Figure(figsize=(15, 4.5), layout="constrained")
+    own, *panels = figure.subplots(1, 1 + len(_COSTS), sharey=True)
     styles = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False)
-    for network, (colour, marker) in zip(comparison.networks, styles, strict=False):
-        mean = 100 * network.mean
-        low, high = network.interval or (network.mean, network.mean)
-        for axes, cost in zip(panels, _COSTS.values(), strict=True):
-            if (spent := cost(network)) is not None:
-                axes.errorbar(
-                    spent,
-                    mean,
-                    [[mean - 100 * low], [100 * high - mean]],
-                    color=colour,
-                    marker=marker,
-                    markersize=7,
-                    capsize=4,
-                    linestyle="none",
-                    label=network.name,
-                )
+    for place, (network, style) in enumerate(zip(comparison.networks, styles, strict=False)):
+        _draw_network(own, panels, place, network, *style)
+    names = [network.name for network in comparison.networks]
+    own.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    own.set(ylabel=f"{comparison.metric}, per cent")
+    own.grid(alpha=0.3)
     for axes, name in zip(panels, _COSTS, strict=True):
         axes.set(xlabel=name)
         axes.margins(x=0.15)
         axes.locator_params(axis="x", nbins=5)
         axes.grid(alpha=0.3)
-    panels[0].set(ylabel=f"{comparison.metric}, per cent")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center")
-    figure.suptitle(f"{comparison.config}: {comparison.seeds} seeds, intervals of 95 %")
+    figure.legend(*own.get_legend_handles_labels(), loc="outside right center")
+    figure.suptitle(
+        f"{comparison.config}: {comparison.seeds} seeds (dots), "
+        f"their means and intervals of {paired.CONFIDENCE:.0%}"
+    )
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120)
     return file.getvalue()
+
+
+def _draw_network(
+    own: Any, panels: Iterable[Any], place: int, network: Network, colour: str, marker: str
+) -> None:
+    style = {"color": colour, "marker": marker, "markersize": 7, "linestyle": "none"}
+    mean = 100 * network.mean
+    low, high = network.interval or (network.mean, network.mean)
+    reach = [[mean - 100 * low], [100 * high - mean]]
+    own.errorbar(place, mean, reach, capsize=4, label=network.name, **style)
+    for result in network.results:
+        own.plot(place + 0.25, 100 * result, ".", color=colour)
+    for axes, cost in zip(panels, _COSTS.values(), strict=True):
+        if (spent := cost(network)) is not None:
+            # Not filled: those of nearly the same cost are drawn over each other.
+            axes.plot(spent, mean, fillstyle="none", markeredgewidth=2, **style)
 
 
 def _heading(comparison: Comparison) -> tuple[str, ...]:
@@ -207,7 +225,8 @@ def _table(heading: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     def row(cells: Iterable[str], tag: str) -> str:
         return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
-    return "\n".join(["<table>", row(heading, "th"), *(row(r, "td") for r in rows), "</table>"])
+    lines = [row(heading, "th"), *(row(cells, "td") for cells in rows)]
+    return "\n".join(["<div><table>", *lines, "</table></div>"])
 
 
 def _per_cent(value: float) -> str:
