@@ -10,6 +10,7 @@ import absl.logging
 import jax
 import matplotlib.figure
 import numpy as np
+from matplotlib.ticker import LogLocator
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -155,7 +156,11 @@ def draw_curves(history: list[dict], path: Path, *, headline: str) -> None:
                 axes.legend()
         axes.set(xlabel="step", ylabel=metric)
         axes.grid(alpha=0.3)
-    figure.axes[0].set_yscale("log")
+    loss = figure.axes[0]
+    loss.set_yscale("log")
+    loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+    loss.yaxis.set_major_formatter("{x:g}")
+    loss.yaxis.set_minor_formatter("")
     temporary = path.with_suffix(".tmp")
     figure.savefig(temporary, format="png", dpi=120)
     temporary.replace(path)
