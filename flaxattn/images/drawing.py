@@ -63,6 +63,21 @@ def with_classes(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return np.where(plain[..., None], image, coloured)
 
 
+def with_names(image: np.ndarray, classes: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """The image with the name of each class (H, W) on that of its pixels nearest to their middle.
+
+    The background and 255 have none.
+    """
+    drawn = to_pillow(image)
+    draw = _draw_on(drawn)
+    for label in np.setdiff1d(classes, (0, 255)).tolist():
+        pixels = np.argwhere(classes == label)
+        distances = np.abs(pixels - pixels.mean(axis=0)).sum(axis=1)
+        top, left = pixels[np.argmin(distances)].tolist()
+        _write(draw, (left, top), names[label], on=tuple(COLOURS[label].tolist()))
+    return np.asarray(drawn)
+
+
 def with_caption(image: np.ndarray, caption: str) -> np.ndarray:
     """The image with a line of text in its upper left corner."""
     drawn = to_pillow(image)

@@ -10,7 +10,7 @@ import numpy as np
 
 from flaxattn.errors import InputError
 from flaxattn.images.decoding import decode, to_pillow
-from flaxattn.images.drawing import with_boxes, with_classes
+from flaxattn.images.drawing import with_boxes, with_classes, with_names
 from flaxattn.prediction.classes import Prediction
 from flaxattn.prediction.objects import Detection
 
@@ -55,9 +55,9 @@ def of_pixels(classes: np.ndarray, names: Sequence[str] | None = None) -> Report
     """
     labels, counts = np.unique(classes, return_counts=True)
     largest_first = np.argsort(-counts, kind="stable")
-    words = labels if names is None else [names[label] for label in labels]
-    lines = [f"{counts[i] / classes.size:.4f}  {words[i]}" for i in largest_first]
-    return Report(lines, functools.partial(with_classes, classes=classes))
+    words = [str(label) for label in range(256)] if names is None else names
+    lines = [f"{counts[i] / classes.size:.4f}  {words[labels[i]]}" for i in largest_first]
+    return Report(lines, lambda image: with_names(with_classes(image, classes), classes, words))
 
 
 def write_picture(folder: str | Path, image: str | Path, report: Report) -> Path:

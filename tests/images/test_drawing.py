@@ -8,6 +8,7 @@ from flaxattn.images.drawing import (
     with_boxes,
     with_caption,
     with_classes,
+    with_names,
 )
 
 GREY = np.full((40, 60, 3), 128, np.uint8)
@@ -40,6 +41,17 @@ def test_classes_tint_all_but_the_background_and_what_is_none():
     np.testing.assert_array_equal(drawn[10:], GREY[10:])
     assert (drawn[:10] == 64 + COLOURS[3] // 2).all()
     assert COLOURS[:4].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
+
+
+def test_classes_have_their_names_on_them():
+    """Which tell them apart where colours do not."""
+    classes = np.zeros((40, 60), np.uint8)
+    classes[:16, :30], classes[20:, 30:], classes[:16, 40:] = 1, 2, 255
+    drawn = with_names(GREY, classes, ["background", "cat", "dog"])
+    for label in (1, 2):
+        ground = (drawn == COLOURS[label]).all(axis=-1)
+        assert ground[classes == label].mean() > 0.1
+    np.testing.assert_array_equal(drawn[:16, 40:], GREY[:16, 40:])
 
 
 def test_a_caption_is_inside_the_picture():
