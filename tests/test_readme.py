@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import jax
@@ -19,6 +20,8 @@ from flaxattn.__main__ import command_line
 from flaxattn.images.decoding import decode
 from flaxattn.inspect.catalogue import markdown
 from flaxattn.train.checkpoint import Checkpoints
+from flaxattn.train.config import base_config
+from flaxattn.train.phases import make_phases
 from flaxattn.train.state import TrainState
 from flaxattn.train.workdir import flat_fields
 from flaxattn.weights.kinds import _PREPARED
@@ -28,17 +31,36 @@ from tools.by_role import by_role
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 CHINESE = ROOT / "README.zh.md"
-PAGES = [ROOT / "README.md", CHINESE, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", CHINESE, ROOT / "CONTRIBUTING.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+
+# A test below runs their Python, in its order.
+WITH_PYTHON = {"README.md", "README.zh.md", "common-mistakes.md", "detection.md", "from-pytorch.md"}
+WITH_PYTHON |= {"maps.md", "segmentation.md", "training.md", "weights.md"}
+# Of shell commands a test below reads the arguments, and runs none: they train for minutes, want
+# images and weights that only their readers have, or make an environment of their own.
+READ = ("python train.py", "python -m flaxattn", "make", "pip install")
+ELSEWHERE = {
+    "python -m benchmarks.tpu": "tests/benchmarks/test_tpu.py",
+    "hf download": "needs a network",
+    "tfds build": "needs TensorFlow and a network",
+    "gcloud compute tpus tpu-vm ssh": "needs a TPU pod; the train.py in it is read",
+}
 
 
 def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
 
 
+def shell(page):
+    """The lines of the page's shell blocks, each command in one."""
+    return "".join(blocks(page, "sh")).replace("\\\n", " ")
+
+
 def commands(page):
     """The arguments of each `python train.py` in the page's shell blocks."""
-    text = "".join(blocks(page, "sh")).replace("\\\n", " ")
-    return [shlex.split(found) for found in re.findall(r'python train\.py ([^"\n&#]+)', text)]
+    found = re.findall(r'python train\.py ([^"\n&#]+)', shell(page))
+    return [shlex.split(arguments) for arguments in found]
 
 
 def load_config(name):
@@ -92,17 +114,33 @@ def test_every_command_of_the_pages_can_be_given():
 def test_every_command_of_the_package_can_be_given():
     given = set()
     for page in PAGES:
-        text = "".join(blocks(page, "sh")).replace("\\\n", " ")
-        for found in re.findall(r"python -m flaxattn ([^\n]+)", text):
+        for found in re.findall(r"python -m flaxattn ([^\n]+)", shell(page)):
             given.add(command_line().parse_args(shlex.split(found, comments=True)).command)
     assert given == {"list", "describe", "convert", "predict", "cam", "compare"}
 
 
-def test_every_make_target_of_the_readme_exists():
+def test_every_make_target_of_the_pages_exists():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
-    named = set(re.findall(r"make ([a-z]+(?:-[a-z]+)*)", " ".join(blocks(PAGES[0], "sh"))))
-    named |= set(re.findall(r"`make ([a-z-]+)`", README))
-    assert {"train", "test"} <= named <= targets
+    named = {name for page in PAGES for name in re.findall(r"^make ([a-z-]+)", shell(page), re.M)}
+    named |= {name for page in PAGES for name in re.findall(r"`make ([a-z-]+)", page.read_text())}
+    assert {"train", "test", "docs"} <= named <= targets
+
+
+def test_every_extra_of_the_pages_exists():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    text = "".join(page.read_text() for page in PAGES)
+    found = re.findall(r'pip install "(?:flaxattn|\.)\[([\w,-]+)\]"', text)
+    assert {"hub", "coco"} <= {extra for names in found for extra in names.split(",")} <= {*extras}
+
+
+def test_no_code_of_the_pages_goes_untried():
+    assert {page.name for page in PAGES if blocks(page, "python")} == WITH_PYTHON
+    lines = {line.strip() for page in PAGES for line in shell(page).splitlines()} - {""}
+    assert [line for line in lines if not line.startswith((*READ, *ELSEWHERE))] == []
+    for page in PAGES:
+        assert set(re.findall(r"^```(.+)$", page.read_text(), re.M)) <= {"python", "sh"}
 
 
 @pytest.fixture
@@ -124,6 +162,16 @@ def test_the_checks_for_any_layer_run():
     (checks,) = blocks(ROOT / "docs" / "common-mistakes.md", "python")
     exec(compile(checks, "common-mistakes.md", "exec"), names)
     assert names["parameters"] == 2 * 64 * 4 + 98
+
+
+def test_the_phases_of_the_page_about_training_are_legal():
+    names = {"config": base_config()}
+    for snippet in blocks(ROOT / "docs" / "training.md", "python"):
+        exec(compile(snippet, "training.md", "exec"), names)
+    model = create_model(num_classes=10, **digits.get_config("se").model)
+    image = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
+    phases = make_phases(names["config"], model, [image], steps_per_epoch=1, total_steps=20)
+    assert [phase.first_step for phase in phases] == [0, 5, 15]
 
 
 @pytest.fixture
