@@ -107,7 +107,7 @@ class EfficientLocal(Mechanism):
         norm = partial(GroupNorm, self.num_groups, dtype=dtype, param_dtype=self.param_dtype)
 
         def gate(strips: Array, conv: Conv, norm: nn.Module) -> Array:
-            along = strips.reshape(len(strips), -1, features) if self.shared else strips
+            along = strips.reshape(strips.shape[0], -1, features) if self.shared else strips
             logits = norm(conv(along))
             if self.activation is not None:
                 logits = self.activation(logits)

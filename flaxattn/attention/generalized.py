@@ -116,7 +116,7 @@ class GeneralizedAttention(Mechanism):
         def by_head(maps: Array, name: str) -> Array:
             """(N, h, w, C) -> (N, heads, h * w, d)."""
             maps = conv(hidden, use_bias=False, name=name)(maps)
-            return maps.reshape(len(x), -1, self.num_heads, per_head).swapaxes(1, 2)
+            return maps.reshape(x.shape[0], -1, self.num_heads, per_head).swapaxes(1, 2)
 
         def vector(name: str) -> Array:
             """(1, heads, 1, d), as mmcv draws it."""
@@ -136,14 +136,14 @@ class GeneralizedAttention(Mechanism):
             """What the key, or the relative position, is multiplied with."""
             parts = [projected] if projected is not None and has_query else []
             parts += [vector(name)] if name else []
-            return jnp.broadcast_to(sum(parts), (len(x), self.num_heads, length, per_head))
+            return jnp.broadcast_to(sum(parts), (x.shape[0], self.num_heads, length, per_head))
 
         if content or saliency:
             query = of_query(content, "appr_bias" if saliency else None)
             key = by_head(sources, "key_conv")
         else:
             query, key = (
-                jnp.zeros((len(x), self.num_heads, n, 0), dtype)
+                jnp.zeros((x.shape[0], self.num_heads, n, 0), dtype)
                 for n in (length, math.prod(kv_size))
             )
         energies = []
@@ -160,7 +160,7 @@ class GeneralizedAttention(Mechanism):
                 )
                 relative = relative.reshape(size[axis], kv_size[axis], self.num_heads, per_head)
                 energy = jnp.einsum(product, by, relative, preferred_element_type=wide)
-                energy = energy.reshape(len(x), self.num_heads, length, -1)
+                energy = energy.reshape(x.shape[0], self.num_heads, length, -1)
                 energies.append(energy / math.sqrt(2))
 
         y = attend(
@@ -172,7 +172,7 @@ class GeneralizedAttention(Mechanism):
             query_chunk=self.query_chunk,
         ).astype(dtype)
         size = size if length > 1 else (1, 1)
-        y = conv(features, name="proj_conv")(y.swapaxes(1, 2).reshape(len(x), *size, hidden))
+        y = conv(features, name="proj_conv")(y.swapaxes(1, 2).reshape(x.shape[0], *size, hidden))
         y = y.astype(wide)
         if self.q_stride > 1:
             y = resize_bilinear(y, x.shape[1:3])

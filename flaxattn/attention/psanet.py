@@ -121,7 +121,7 @@ class PSANet(Mechanism):
             predict = conv(mask[0] * mask[1], name=f"attention{suffix}_3")
             if self.mask_size is None:
                 require_size(predict, "kernel", (1, 1, self.hidden, mask[0] * mask[1]))
-            values = reduced.reshape(len(x), -1, self.hidden)
+            values = reduced.reshape(x.shape[0], -1, self.hidden)
             if self.query_chunk is None or self.is_mutable_collection("intermediates"):
                 weights = self._weights(predictors, predict, mask, branch)
                 context = _mean(weights, values)

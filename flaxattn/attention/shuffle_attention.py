@@ -92,7 +92,7 @@ class ShuffleAttention(Mechanism):
         level = of_channels(cweight, zeros) * mean + of_channels(cbias, sweight * bias + sbias)
         gate = jax.nn.sigmoid(slope * centred + level)
         halves = gate.reshape(*gate.shape[:3], self.groups, 2, share)
-        channel = halves[:, 0, 0, :, 0].reshape(len(x), -1)
+        channel = halves[:, 0, 0, :, 0].reshape(x.shape[0], -1)
         spatial = halves[..., 1, :].reshape(*gate.shape[:3], -1)
         self.sow("intermediates", "attention", {"channel": channel, "spatial": spatial})
         y = rescale(x, gate)

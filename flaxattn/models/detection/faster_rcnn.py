@@ -141,7 +141,7 @@ class FasterRCNN(nn.Module):
                 )
             return self.losses(images, sizes, targets)
         if sizes is None:
-            sizes = jnp.tile(jnp.array([canvas]), (len(images), 1))
+            sizes = jnp.tile(jnp.array([canvas]), (images.shape[0], 1))
         maps = self.pyramid(images)
         proposals = self.rpn.proposals(self.rpn(maps, canvas), sizes, train=False)
         return self.roi_heads.detections(maps[:-1], _strides(canvas, maps[:-1]), proposals, sizes)

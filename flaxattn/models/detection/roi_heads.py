@@ -114,7 +114,7 @@ class BoxPredictor(nn.Module):
     def __call__(self, x: Array) -> tuple[Array, Array]:
         wide = at_least_float32(x.dtype)
         logits, deltas = self.cls_score(x).astype(wide), self.bbox_pred(x).astype(wide)
-        return logits, deltas.reshape(len(x), self.num_classes, 4)
+        return logits, deltas.reshape(x.shape[0], self.num_classes, 4)
 
 
 def _linear(module: Any, features: int, axis: int | tuple[int, ...] = -1) -> nn.DenseGeneral:

@@ -1,0 +1,62 @@
+"""Reshapes and transpositions of arrays that are stored in another order."""
+
+from typing import Any
+
+from jax import lax
+from jax.extend.core import Primitive
+
+from flaxattn.export.channels_first.values import (
+    Shape,
+    Stored,
+    Value,
+    as_given,
+    natural,
+    size,
+    with_new_axes,
+)
+
+Group = tuple[list[int], list[int]]
+
+
+def transposed(_: Primitive, operands: list[Value], params: dict[str, Any]) -> list[Value]:
+    """Nothing but another note of which axis is which."""
+    (operand,) = operands
+    permutation = tuple(params["permutation"])
+    order = tuple(permutation.index(axis) for axis in operand.order)
+    return [Stored(operand.stored(operand.order), order)]
+
+
+def reshaped(primitive: Primitive, operands: list[Value], params: dict[str, Any]) -> list[Value]:
+    """Axes that lie together are merged and split where they lie."""
+    if params["dimensions"] is not None:
+        operands = transposed(primitive, operands, {"permutation": params["dimensions"]})
+    (operand,) = operands
+    sizes = tuple(params["new_sizes"])
+    long = [axis for axis in operand.order if operand.shape[axis] != 1]
+    groups = sorted(_groups(operand.shape, sizes), key=lambda group: long.index(group[0][0]))
+    if [axis for old, _ in groups for axis in old] != long:
+        return [as_given(lax.reshape(operand.stored(natural(operand)), sizes))]
+    order = with_new_axes([axis for _, new in groups for axis in new], len(sizes))
+    array = lax.reshape(operand.stored(operand.order), tuple(sizes[axis] for axis in order))
+    return [Stored(array, order)]
+
+
+def _groups(old: Shape, new: Shape) -> list[Group]:
+    """Which axes of `old` became which axes of `new`; axes of one position belong to none."""
+    before = [axis for axis, n in enumerate(old) if n != 1]
+    after = [axis for axis, n in enumerate(new) if n != 1]
+    groups: list[Group] = []
+    for end in (0, -1):
+        while before and after and old[before[end]] == new[after[end]]:
+            groups.append(([before.pop(end)], [after.pop(end)]))
+    while before:
+        merged, split = [before.pop(0)], [after.pop(0)]
+        while (left := size(old, merged)) != (right := size(new, split)):
+            if not (isinstance(left, int) and isinstance(right, int)):  # one is a symbol
+                return [*groups, (merged + before, split + after)]
+            if left < right:
+                merged.append(before.pop(0))
+            else:
+                split.append(after.pop(0))
+        groups.append((merged, split))
+    return groups
