@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flaxattn import __version__
-from flaxattn.commands import cam, compare, convert, describe, listing, predict
+from flaxattn.commands import cam, compare, convert, describe, export, listing, predict
 from flaxattn.errors import InputError
 
 
@@ -27,7 +27,7 @@ def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m flaxattn", description=__doc__)
     parser.add_argument("--version", action="version", version=f"flaxattn {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (listing, describe, convert, predict, cam, compare):
+    for command in (listing, describe, convert, predict, cam, compare, export):
         command.add(commands)
     return parser
 

@@ -11,6 +11,7 @@ EXTRAS = {
         *("orbax", "PIL", "sklearn", "tensorboardX", "tensorflow_datasets", "tqdm"),
     ),
     "coco": ("pycocotools",),
+    "export": ("jax2onnx", "onnx", "onnx_ir", "onnxruntime", "onnxscript"),
     "hub": ("huggingface_hub", "matplotlib", "PIL", "safetensors"),
 }
 

@@ -139,10 +139,10 @@ def write(
             content = _npz(path, arrays)
         case _:
             content = _torch_file(path, arrays, stated)
-    _atomically(path, content)
+    write_atomically(path, content)
     if path.suffix == ".npz" and (config or beside.exists()):
         # Another file's config would be worse than none.
-        _atomically(beside, json.dumps(dict(config or {}), indent=2).encode())
+        write_atomically(beside, json.dumps(dict(config or {}), indent=2).encode())
 
 
 def _safetensors(path: Path, arrays: Mapping[str, np.ndarray], stated: Mapping[str, str]) -> bytes:
@@ -178,7 +178,7 @@ def _require_dtypes(
         raise InputError(f"{path} cannot hold {names}: use a .safetensors file.")
 
 
-def _atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Under another name first: whoever reads `path` finds the old file or the whole new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -47,6 +47,8 @@ def multiplied(primitive: Primitive, operands: list[Value], params: dict[str, An
     shapes = [operand.shape for operand in operands]
     merged = [size(shape, axes) for shape, axes in zip(shapes, free, strict=True)]
     avoidable = turns(first) and any(map(is_known, operands))
+    if avoidable and (mixed := _mixed_channels(operands, contracted, free)):
+        return [mixed]
     if avoidable or not all(isinstance(n, int) for n in merged):
         return [_unmerged(primitive, operands, params, free)]
     shared = tuple(shapes[0][axis] for axis in batch[0])
@@ -89,3 +91,23 @@ def _unmerged(
     start = (shared, shared + len(free[0]))
     after = (start[side] + axis for side in sides for axis in without_gaps(free[side]))
     return Stored(product, (*range(shared), *after))
+
+
+def _mixed_channels(
+    operands: list[Value], contracted: tuple[Order, Order], free: list[list[int]]
+) -> Value | None:
+    """A known matrix times the channels of a map, as a convolution of size one."""
+    known = 0 if is_known(operands[0]) else 1
+    x, matrix = operands[1 - known], operands[known]
+    channels = contracted[1 - known]
+    if len(matrix.shape) != 2 or len(channels) != 1 or x.order.index(channels[0]) != 1:
+        return None
+    kernel = matrix.stored((free[known][0], contracted[known][0]))
+    positions = (1,) * (len(x.shape) - 2)
+    y = lax.conv_general_dilated(
+        x.stored(x.order), kernel.reshape(*kernel.shape, *positions), positions, "VALID"
+    )
+    new = 0 if known == 0 else len(free[1 - known])  # its place in the program's answer
+    others = without_gaps(free[1 - known])
+    shifted = [axis + (known == 0) for axis in others]
+    return Stored(y, (shifted[0], new, *shifted[1:]))

@@ -17,8 +17,8 @@ from flaxattn import __version__
 from flaxattn.errors import InputError, unknown
 from flaxattn.export.channels_first import channels_first, maps_order
 from flaxattn.export.evaluation import any_batch, evaluation, images_of
-from flaxattn.export.onnx_operators import our_operators
-from flaxattn.export.simplified import simplify
+from flaxattn.export.onnx.operators import our_operators
+from flaxattn.export.onnx.simplified import simplify
 
 OPSET = 18
 Layout = Literal["NHWC", "NCHW"]
@@ -36,9 +36,9 @@ def to_onnx(
 
     `input_shape` is (N, H, W, C) whatever the layout; None for N leaves it open. The input is named
     `images`, float32. Outputs are named as the model names them, or `output`. With layout="NCHW"
-    images and maps go in and come out as (N, C, H, W), and nothing is transposed on the way but what
-    the mechanism itself turns, such as the keys of self-attention. With "NHWC" images are transposed
-    once at the start, and maps once at the end.
+    images and maps go in and come out as (N, C, H, W), and nothing is transposed on the way but
+    what the mechanism itself turns, such as the keys of self-attention. With "NHWC" images are
+    transposed once at the start, and maps once at the end.
 
     Batch norms are folded into the convolutions before them. What a CPU or a TPU alone computes in
     a way of its own is written as the papers have it. The opset is 18 unless another is stated.
@@ -94,9 +94,9 @@ def _graph(program: ClosedJaxpr, names: list[str], opset: int) -> onnx.ModelProt
             return_mode="ir",
         )
     for value in model.graph.inputs[1:]:
+        model.graph.inputs.remove(value)
         value.const_value = onnx_ir.tensor(weights[value.name], name=value.name)
         model.graph.register_initializer(value)
-    del model.graph.inputs[1:]
     simplify(model)
     model.producer_name, model.producer_version = "flaxattn", __version__
     graph = onnx_ir.to_proto(model)

@@ -101,7 +101,8 @@ def _operation(node: onnx.NodeProto, weights: dict[str, np.ndarray]) -> str:
     for attribute in node.attribute:
         value = helper.get_attribute_value(attribute)
         value = value.decode() if isinstance(value, bytes) else value
-        if attribute.name in _SHOWN and not (attribute.name in _ONES and value in (1, [1, 1])):
+        plain = attribute.name in _ONES and not np.any(np.asarray(value) != 1)
+        if attribute.name in _SHOWN and not plain:
             words.append(f"{attribute.name} {value}")
     return " ".join(words)
 
