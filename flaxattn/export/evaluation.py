@@ -37,7 +37,9 @@ def any_batch(input_shape: Sequence[int | None]) -> Iterator[None]:
     """InputError instead of JAX's own where the number of images cannot be left open."""
     try:
         yield
-    except InconclusiveDimensionOperation as error:
+    except (InconclusiveDimensionOperation, NotImplementedError) as error:
+        if input_shape[0] is not None:
+            raise
         size = ", ".join(map(str, input_shape[1:]))
         raise InputError(
             "the number of images decides what is computed, so it cannot be left open: state it, "

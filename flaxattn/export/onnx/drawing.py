@@ -90,7 +90,7 @@ class _Rails:
 def _operation(node: onnx.NodeProto, weights: dict[str, np.ndarray]) -> str:
     """Its name, its numbers, and the shapes of its weights."""
     words = [node.op_type]
-    for name in node.input:
+    for name in node.input[:2]:  # not the bias
         array = weights.get(name)
         if array is None:
             continue

@@ -68,6 +68,19 @@ def _softmax(op: Any, x: Any, axes: onnx_ir.Value, **_: Any) -> Any:
     return op.Softmax(x, axis=int(_array(axes).item()))
 
 
+def _choice(op: Any, which: Any, then: Any, otherwise: Any) -> Any:
+    return op.Where(which, then, otherwise)
+
+
+def _is_of_truths(_: Any, then: onnx_ir.Value, otherwise: onnx_ir.Value, **__: Any) -> bool:
+    return onnx_ir.DataType.BOOL in (then.dtype, otherwise.dtype)
+
+
+def _logic(op: Any, which: Any, then: Any, otherwise: Any) -> Any:
+    """ONNX Runtime chooses between numbers only."""
+    return op.Or(op.And(which, then), op.And(op.Not(which), otherwise))
+
+
 def _sum_over_count(op: Any, x: Any, axes: Any, count: Any) -> Any:
     total = op.ReduceSum(x, axes, _allow_other_attributes=True, _outputs=["total"])
     return op.Div(total, count)
@@ -130,6 +143,20 @@ def _into_conv(combine: Callable[..., tuple[np.ndarray, np.ndarray]]) -> Callabl
     return rewritten
 
 
+def _after_linear(op: Any, x: Any, kernel: Any, value: Any) -> Any:
+    return op.Gemm(x, kernel, _allow_other_attributes=True, _outputs=["y"]) + value
+
+
+def _is_per_feature(_: Any, value: onnx_ir.Value, y: onnx_ir.Value, **__: Any) -> bool:
+    array = _array(value)
+    return array is not None and array.size == y.shape[1] and len(y.uses()) == 1
+
+
+def _into_linear(op: Any, x: Any, kernel: Any, value: Any, y: onnx_ir.Value) -> Any:
+    bias = op.initializer(onnx_ir.tensor(_array(value).reshape(-1)), f"{y.name}_bias")
+    return op.Gemm(x, kernel, bias, **dict(y.producer().attributes) | {"beta": 1.0})
+
+
 def _times(weights: np.ndarray, each: np.ndarray) -> np.ndarray:
     return weights * each.reshape(-1, *(1,) * (weights.ndim - 1))
 
@@ -143,7 +170,9 @@ SOFTMAX = RewriteRule(_shares, _softmax, _is_along_one_axis)
 RULES = [
     RewriteRule(_maximum, _relu, _is_zero),
     RewriteRule(_maximum, _itself, _is_lowest),
+    RewriteRule(_choice, _logic, _is_of_truths),
     RewriteRule(_sum_over_count, _mean, _is_its_count),
+    RewriteRule(_after_linear, _into_linear, _is_per_feature),
     *(
         RewriteRule(_after_conv(operation), _into_conv(combine), _is_per_channel)
         for operation, combine in COMBINED.items()

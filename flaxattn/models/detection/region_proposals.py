@@ -74,7 +74,7 @@ class ProposalHead(nn.Module):
             x = jax.nn.relu(conv(x))
         wide = at_least_float32(x.dtype)
         logits, deltas = self.cls_logits(x).astype(wide), self.bbox_pred(x).astype(wide)
-        return logits.reshape(x.shape[0], -1), deltas.reshape(len(x), -1, 4)
+        return logits.reshape(x.shape[0], -1), deltas.reshape(x.shape[0], -1, 4)
 
     def _conv(self, features: int, kernel_size: int) -> Conv:
         return Conv(
