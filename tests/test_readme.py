@@ -36,7 +36,7 @@ PAGES += sorted((ROOT / "docs").glob("*.md"))
 
 # A test below runs their Python, in its order.
 WITH_PYTHON = {"README.md", "README.zh.md", "common-mistakes.md", "detection.md", "from-pytorch.md"}
-WITH_PYTHON |= {"maps.md", "segmentation.md", "training.md", "weights.md"}
+WITH_PYTHON |= {"export.md", "maps.md", "segmentation.md", "training.md", "weights.md"}
 # Of shell commands a test below reads the arguments, and runs none: they train for minutes, want
 # images and weights that only their readers have, or make an environment of their own.
 READ = ("python train.py", "python -m flaxattn", "make", "pip install")
@@ -116,7 +116,7 @@ def test_every_command_of_the_package_can_be_given():
     for page in PAGES:
         for found in re.findall(r"python -m flaxattn ([^\n]+)", shell(page)):
             given.add(command_line().parse_args(shlex.split(found, comments=True)).command)
-    assert given == {"list", "describe", "convert", "predict", "cam", "compare"}
+    assert given == {"list", "describe", "convert", "predict", "cam", "compare", "export"}
 
 
 def test_every_make_target_of_the_pages_exists():
@@ -233,6 +233,20 @@ def test_the_snippets_about_maps_run_in_their_order(tmp_path, monkeypatch):
     assert decode("overlay.png", channels=3).shape == (24, 24, 3)
     assert names["likeness"] < 0.9
     assert names["own"].shape == (2, 24, 24)
+
+
+def test_the_snippets_about_export_run_in_their_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for snippet in blocks(ROOT / "docs" / "export.md", "python"):
+        exec(compile(snippet, "export.md", "exec"), names)
+    assert (
+        names["largest_difference"](
+            *(names[name] for name in ("graph", "model", "variables", "images")), layout="NCHW"
+        )
+        < 1e-5
+    )
+    assert names["logits"].shape == (2, 10)
 
 
 def test_the_snippets_about_segmentation_run_in_their_order(tmp_path, monkeypatch):

@@ -55,12 +55,12 @@ def run(given: argparse.Namespace) -> None:
     if form == ".stablehlo":
         refuse({"layout": given.layout, "draw": given.draw or None}, "this is for ONNX alone")
         exported = to_stablehlo(model, network.variables, shape)
-        write_atomically(given.out, exported.serialize())
+        write_atomically(given.out, bytes(exported.serialize()))
         print(f"{given.out}: images {_sizes(shape)}, for {', '.join(exported.platforms)}")
         return
-    from flaxattn.export.onnx import largest_difference, to_onnx
+    from flaxattn.export.onnx import Layout, largest_difference, to_onnx
 
-    layout = given.layout or "NHWC"
+    layout: Layout = given.layout or "NHWC"
     graph = to_onnx(model, network.variables, shape, layout=layout)
     write_atomically(given.out, graph.SerializeToString())
     images = np.random.default_rng(0).normal(size=(given.batch or 2, *shape[1:]))

@@ -27,9 +27,8 @@ def images_of(input_shape: Sequence[int | None]) -> jax.ShapeDtypeStruct:
     (batch, *size) = input_shape
     if len(size) != 3 or None in size:
         raise InputError(f"input_shape={tuple(input_shape)} must be (N, H, W, C), N may be None.")
-    if batch is None:
-        (batch,) = export.symbolic_shape("batch")
-    return jax.ShapeDtypeStruct((batch, *size), jnp.float32)
+    count = export.symbolic_shape("batch")[0] if batch is None else batch
+    return jax.ShapeDtypeStruct((count, *size), jnp.float32)
 
 
 @contextmanager

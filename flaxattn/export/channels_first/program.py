@@ -42,7 +42,8 @@ def _run(jaxpr: Jaxpr, constants: Sequence[Any], given: Sequence[Value]) -> list
 
     def read(atom: Any) -> Value:
         if isinstance(atom, Literal):
-            return Known(np.asarray(atom.val, atom.aval.dtype))
+            aval: Any = atom.aval
+            return Known(np.asarray(atom.val, aval.dtype))
         return values[atom]
 
     for equation in jaxpr.eqns:
@@ -60,10 +61,11 @@ def _answer(equation: JaxprEqn, operands: list[Value]) -> list[Value]:
         branch = params["branches"][int(operands[0].array)]
         return _run(branch.jaxpr, branch.consts, operands[1:])
     if name in CALLS:
-        inner = params.get("jaxpr", params.get("call_jaxpr"))
+        inner: Any = params.get("jaxpr", params.get("call_jaxpr"))
         closed = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
         return _run(closed.jaxpr, closed.consts, operands)
-    sizes = [n for variable in equation.outvars for n in variable.aval.shape]
+    answers: list[Any] = [variable.aval for variable in equation.outvars]
+    sizes = [n for answer in answers for n in answer.shape]
     if all(isinstance(n, int) for n in sizes) and all(map(is_known, operands)):
         with jax.ensure_compile_time_eval():
             arrays = [operand.stored(natural(operand)) for operand in operands]

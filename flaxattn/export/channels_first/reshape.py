@@ -32,13 +32,16 @@ def reshaped(primitive: Primitive, operands: list[Value], params: dict[str, Any]
         operands = transposed(primitive, operands, {"permutation": params["dimensions"]})
     (operand,) = operands
     sizes = tuple(params["new_sizes"])
-    long = [axis for axis in operand.order if operand.shape[axis] != 1]
-    groups = sorted(_groups(operand.shape, sizes), key=lambda group: long.index(group[0][0]))
-    if [axis for old, _ in groups for axis in old] != long:
+    groups = sorted(
+        _groups(operand.shape, sizes), key=lambda group: min(map(operand.order.index, group[0]))
+    )
+    together = [axis for old, _ in groups for axis in old]
+    before = with_new_axes(together, len(operand.shape)) if operand.any_order else operand.order
+    if [axis for axis in before if axis in together] != together:
         return [as_given(lax.reshape(operand.stored(natural(operand)), sizes))]
-    order = with_new_axes([axis for _, new in groups for axis in new], len(sizes))
-    array = lax.reshape(operand.stored(operand.order), tuple(sizes[axis] for axis in order))
-    return [Stored(array, order)]
+    after = with_new_axes([axis for _, new in groups for axis in new], len(sizes))
+    array = lax.reshape(operand.stored(before), tuple(sizes[axis] for axis in after))
+    return [Stored(array, after)]
 
 
 def _groups(old: Shape, new: Shape) -> list[Group]:

@@ -50,7 +50,7 @@ class Known:
 
     def stored(self, order: Order) -> Array:
         with jax.ensure_compile_time_eval():
-            return lax.transpose(self.array, order) if order else self.array
+            return lax.transpose(self.array, order)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from jax import Array
 from jax import numpy as jnp
 from jax.extend.core import ClosedJaxpr
 
-from flaxattn import __version__
 from flaxattn.errors import InputError, unknown
 from flaxattn.export.channels_first import channels_first, maps_order
 from flaxattn.export.evaluation import any_batch, evaluation, images_of
@@ -71,7 +70,7 @@ def _stored(program: ClosedJaxpr, images: jax.ShapeDtypeStruct, layout: Layout) 
 
     def run(x: Array) -> list[Array]:
         answers = channels_first(program)(jnp.transpose(x, to_channels))
-        return [jnp.transpose(y, np.argsort(maps_order(y.ndim))) for y in answers]
+        return [jnp.transpose(y, np.argsort(maps_order(y.ndim)).tolist()) for y in answers]
 
     return jax.make_jaxpr(run)(images)
 
@@ -98,7 +97,7 @@ def _graph(program: ClosedJaxpr, names: list[str], opset: int) -> onnx.ModelProt
         value.const_value = onnx_ir.tensor(weights[value.name], name=value.name)
         model.graph.register_initializer(value)
     simplify(model)
-    model.producer_name, model.producer_version = "flaxattn", __version__
+    model.producer_name, model.producer_version = "flaxattn", None
     graph = onnx_ir.to_proto(model)
     onnx.checker.check_model(graph, full_check=True)
     return graph

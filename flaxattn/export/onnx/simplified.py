@@ -1,4 +1,8 @@
-"""The graph that a person would have drawn instead of a converter's."""
+"""The graph that a person would have drawn instead of a converter's.
+
+Each rule is a pattern, what its parts must be, and what stands there instead; see onnxscript's
+rewriter. Arrays of the graph are called by the names that the pattern gives them.
+"""
 
 import math
 from collections.abc import Callable
@@ -6,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir
+from onnx_ir.convenience import get_const_tensor
 from onnxscript.optimizer import optimize
 from onnxscript.rewriter import RewriteRule, RewriteRuleSet, rewrite
 from onnxscript.rewriter.rules import common
@@ -13,33 +18,37 @@ from onnxscript.rewriter.rules import common
 
 def simplify(model: onnx_ir.Model) -> None:
     """Rewrites the graph in place; it computes the same but for the rounding of folded weights."""
-    rewrite(model, list(common.expand_before_binary_op_rules))
+    spreads = list(common.expand_before_binary_op_rules)
+    rewrite(model, spreads)
     for _ in range(2):
         optimize(model)
         rewrite(model)
-        rewrite(model, list(common.expand_before_binary_op_rules))
+        rewrite(model, spreads)
     rewrite(model, RewriteRuleSet(RULES, commute=True))
     optimize(model)
     rewrite(model, [SOFTMAX])
 
 
-def _array(value: onnx_ir.Value | None) -> np.ndarray | None:
-    tensor = None if value is None else onnx_ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy()
+def _is_known(*values: Any) -> bool:
+    return all(value is not None and get_const_tensor(value) is not None for value in values)
+
+
+def _array(value: Any) -> np.ndarray:
+    tensor = get_const_tensor(value)
+    assert tensor is not None, "the rule has asked _is_known"
+    return tensor.numpy()
 
 
 def _maximum(op: Any, x: Any, floor: Any) -> Any:
     return op.Max(x, floor)
 
 
-def _is_zero(_: Any, floor: onnx_ir.Value, **__: Any) -> bool:
-    array = _array(floor)
-    return array is not None and not array.any()
+def _is_zero(_: Any, floor: Any, **__: Any) -> bool:
+    return _is_known(floor) and not _array(floor).any()
 
 
-def _is_lowest(_: Any, floor: onnx_ir.Value, **__: Any) -> bool:
-    array = _array(floor)
-    return array is not None and bool(np.all(array == -np.inf))
+def _is_lowest(_: Any, floor: Any, **__: Any) -> bool:
+    return _is_known(floor) and bool((_array(floor) == -np.inf).all())
 
 
 def _relu(op: Any, x: Any, **_: Any) -> Any:
@@ -57,22 +66,21 @@ def _shares(op: Any, x: Any, axes: Any, summed: Any, by_row: Any, by_row_too: An
     return op.Div(powers, total)
 
 
-def _is_along_one_axis(_: Any, axes: onnx_ir.Value, summed: onnx_ir.Value, **__: Any) -> bool:
-    of_highest, of_total = _array(axes), _array(summed)
-    if of_highest is None or of_total is None or of_highest.size != 1:
+def _is_along_one_axis(_: Any, axes: Any, summed: Any, **__: Any) -> bool:
+    if not _is_known(axes, summed):
         return False
-    return bool(np.array_equal(of_highest, of_total))
+    return _array(axes).size == 1 and np.array_equal(_array(axes), _array(summed))
 
 
-def _softmax(op: Any, x: Any, axes: onnx_ir.Value, **_: Any) -> Any:
-    return op.Softmax(x, axis=int(_array(axes).item()))
+def _softmax(op: Any, x: Any, axes: Any, **_: Any) -> Any:
+    return op.Softmax(x, axis=_array(axes).item())
 
 
 def _choice(op: Any, which: Any, then: Any, otherwise: Any) -> Any:
     return op.Where(which, then, otherwise)
 
 
-def _is_of_truths(_: Any, then: onnx_ir.Value, otherwise: onnx_ir.Value, **__: Any) -> bool:
+def _is_of_truths(_: Any, then: Any, otherwise: Any, **__: Any) -> bool:
     return onnx_ir.DataType.BOOL in (then.dtype, otherwise.dtype)
 
 
@@ -86,17 +94,16 @@ def _sum_over_count(op: Any, x: Any, axes: Any, count: Any) -> Any:
     return op.Div(total, count)
 
 
-def _is_its_count(
-    _: Any, x: onnx_ir.Value, axes: onnx_ir.Value, count: onnx_ir.Value, **__: Any
-) -> bool:
-    summed, divisor = _array(axes), _array(count)
-    if summed is None or divisor is None or x.shape is None:
+def _is_its_count(_: Any, x: Any, axes: Any, count: Any, **__: Any) -> bool:
+    if not _is_known(axes, count) or x.shape is None:
         return False
-    sizes = [x.shape[int(axis)] for axis in summed]
-    return all(isinstance(n, int) for n in sizes) and bool((divisor == math.prod(sizes)).all())
+    sizes = [x.shape[int(axis)] for axis in _array(axes)]
+    if not all(isinstance(n, int) for n in sizes):
+        return False
+    return bool((_array(count) == math.prod(sizes)).all())
 
 
-def _mean(op: Any, x: Any, axes: Any, total: onnx_ir.Value, **_: Any) -> Any:
+def _mean(op: Any, x: Any, axes: Any, total: Any, **_: Any) -> Any:
     return op.ReduceMean(x, axes, **total.producer().attributes)
 
 
@@ -108,29 +115,23 @@ def _after_conv(operation: str) -> Callable[..., Any]:
     return pattern
 
 
-def _is_per_channel(
-    _: Any, kernel: onnx_ir.Value, value: onnx_ir.Value, y: onnx_ir.Value, **__: Any
-) -> bool:
-    weights, array = _array(kernel), _array(value)
-    if weights is None or array is None or len(y.uses()) > 1:
+def _is_per_channel(_: Any, kernel: Any, value: Any, y: Any, **__: Any) -> bool:
+    if not _is_known(value, *y.producer().inputs[1:]) or len(y.uses()) > 1:
         return False
-    spatial = (1,) * (weights.ndim - 2)
-    shape = array.shape[-weights.ndim + 1 :]
-    return array.size in (1, len(weights)) and shape in (
-        (len(weights), *spatial),
-        (1, *spatial),
-        (),
-    )
+    weights, array = _array(kernel), _array(value)
+    channels = array.shape[-weights.ndim + 1 :][:1]
+    return array.size == 1 or (array.size == len(weights) and channels == (len(weights),))
 
 
 def _into_conv(combine: Callable[..., tuple[np.ndarray, np.ndarray]]) -> Callable[..., Any]:
     """The kernel and the bias take up what is done to each channel after them."""
 
-    def rewritten(op: Any, x: Any, kernel: Any, value: Any, y: onnx_ir.Value) -> Any:
+    def rewritten(op: Any, x: Any, kernel: Any, value: Any, y: Any) -> Any:
         convolution = y.producer()
         weights = _array(kernel)
-        bias = _array(convolution.inputs[2]) if len(convolution.inputs) > 2 else None
-        bias = np.zeros(len(weights), weights.dtype) if bias is None else bias
+        bias = np.zeros(len(weights), weights.dtype)
+        for given in convolution.inputs[2:]:
+            bias = _array(given)
         each = np.broadcast_to(_array(value).reshape(-1), bias.shape)
         weights, bias = combine(weights, bias, each)
         return op.Conv(
@@ -143,22 +144,23 @@ def _into_conv(combine: Callable[..., tuple[np.ndarray, np.ndarray]]) -> Callabl
     return rewritten
 
 
+def _times(weights: np.ndarray, each: np.ndarray) -> np.ndarray:
+    return weights * each.reshape(-1, *(1,) * (weights.ndim - 1))
+
+
 def _after_linear(op: Any, x: Any, kernel: Any, value: Any) -> Any:
     return op.Gemm(x, kernel, _allow_other_attributes=True, _outputs=["y"]) + value
 
 
-def _is_per_feature(_: Any, value: onnx_ir.Value, y: onnx_ir.Value, **__: Any) -> bool:
-    array = _array(value)
-    return array is not None and array.size == y.shape[1] and len(y.uses()) == 1
+def _is_per_feature(_: Any, value: Any, y: Any, **__: Any) -> bool:
+    if not _is_known(value) or len(y.uses()) > 1:
+        return False
+    return _array(value).shape in ((y.shape[1],), (1, y.shape[1]))
 
 
-def _into_linear(op: Any, x: Any, kernel: Any, value: Any, y: onnx_ir.Value) -> Any:
+def _into_linear(op: Any, x: Any, kernel: Any, value: Any, y: Any) -> Any:
     bias = op.initializer(onnx_ir.tensor(_array(value).reshape(-1)), f"{y.name}_bias")
     return op.Gemm(x, kernel, bias, **dict(y.producer().attributes) | {"beta": 1.0})
-
-
-def _times(weights: np.ndarray, each: np.ndarray) -> np.ndarray:
-    return weights * each.reshape(-1, *(1,) * (weights.ndim - 1))
 
 
 COMBINED: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
