@@ -64,6 +64,7 @@ FREE = {
     "positions": positions,
     "stacked": lambda x: jnp.stack([x.mean((1, 2)), x.max((1, 2))], axis=1).prod(axis=1),
     "padded": lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 1), (0, 3)), constant_values=1.0),
+    "taken": lambda x: x[:, np.array([0, 0, 3, 1])][:, :, np.array([5, 2])],
     "edge": lambda x: jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0)), "edge"),
     "sliced": lambda x: x[:, 1:3, ::2, 2:6],
     "joined": lambda x: jnp.concatenate([x, x[..., :3], jnp.ones_like(x)], axis=-1),
@@ -123,7 +124,9 @@ def test_attention_turns_its_keys_alone():
     assert len(is_turned(rewritten(attention).jaxpr)) == 1
 
 
-@pytest.mark.parametrize("name", ["convolved", "gate", "positions", "grouped", "indexed", "rows"])
+@pytest.mark.parametrize(
+    "name", ["convolved", "gate", "positions", "grouped", "indexed", "taken", "rows"]
+)
 def test_the_batch_may_be_open(name):
     (batch,) = export.symbolic_shape("batch")
     jaxpr = rewritten(FREE[name], batch=batch).jaxpr

@@ -115,19 +115,32 @@ def convolved(primitive: Primitive, operands: list[Value], params: Params) -> li
 
 
 def indexed(primitive: Primitive, operands: list[Value], params: Params) -> list[Value]:
-    """x[:, 0] and the like, which JAX writes as a gather where the batch is a symbol."""
+    """x[:, 0], which JAX writes as a gather where the batch is a symbol, and x[:, [3, 1, 2]]."""
     operand, indices = operands
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
-    if not isinstance(indices, Known) or indices.array.ndim != 1:
-        arrays = [operand.stored(natural(operand)), indices.stored(natural(indices))]
-        return [as_given(primitive.bind(*arrays, **params))]
     order = operand.order
-    if sizes != operand.shape:
-        starts = dict(zip(numbers.start_index_map, indices.array.tolist(), strict=True))
-        begin = [starts.get(axis, 0) for axis in order]
-        end = [starts.get(axis, 0) + sizes[axis] for axis in order]
-        operand = Stored(lax.slice(operand.stored(order), begin, end), order)
-    return squeezed(primitive, [operand], {"dimensions": numbers.collapsed_slice_dims})
+    if isinstance(indices, Known) and indices.array.ndim == 1:
+        if sizes != operand.shape:
+            starts = dict(zip(numbers.start_index_map, indices.array.tolist(), strict=True))
+            begin = [starts.get(axis, 0) for axis in order]
+            end = [starts.get(axis, 0) + sizes[axis] for axis in order]
+            operand = Stored(lax.slice(operand.stored(order), begin, end), order)
+        return squeezed(primitive, [operand], {"dimensions": numbers.collapsed_slice_dims})
+    (axis, *more) = numbers.start_index_map
+    others = tuple(a for a in range(len(order)) if a != axis)
+    along = numbers.collapsed_slice_dims == (axis,) and numbers.offset_dims == others
+    if along and not more and isinstance(indices, Known) and indices.array.ndim == 2:
+        place = order.index(axis)
+        numbers = numbers._replace(
+            offset_dims=tuple(k for k in range(len(order)) if k != place),
+            collapsed_slice_dims=(place,),
+            start_index_map=(place,),
+        )
+        window = tuple(sizes[axis] for axis in order)
+        params = params | {"dimension_numbers": numbers, "slice_sizes": window}
+        return [Stored(primitive.bind(operand.stored(order), indices.array, **params), order)]
+    arrays = [operand.stored(natural(operand)), indices.stored(natural(indices))]
+    return [as_given(primitive.bind(*arrays, **params))]
 
 
 OF_ELEMENTS = """

@@ -12,6 +12,7 @@ from flax import linen as nn
 from jax import Array
 from jax import numpy as jnp
 from jax.extend.core import ClosedJaxpr
+from jax.interpreters.partial_eval import dce_jaxpr_consts
 
 from flaxattn.errors import InputError, unknown
 from flaxattn.export.channels_first import channels_first, maps_order
@@ -76,13 +77,15 @@ def _stored(program: ClosedJaxpr, images: jax.ShapeDtypeStruct, layout: Layout) 
 
 
 def _graph(program: ClosedJaxpr, names: list[str], opset: int) -> onnx.ModelProto:
-    weights = {f"weight_{i}": np.asarray(array) for i, array in enumerate(program.consts)}
+    jaxpr, used, _ = dce_jaxpr_consts(program.jaxpr, [True] * len(names), instantiate=True)
+    constants = (array for array, is_used in zip(program.consts, used, strict=True) if is_used)
+    weights = {f"weight_{i}": np.asarray(array) for i, array in enumerate(constants)}
 
     def run(images: Array, *weights: Array) -> list[Array]:
-        return jax.core.eval_jaxpr(program.jaxpr, weights, images)
+        return jax.core.eval_jaxpr(jaxpr, weights, images)
 
     # As arguments the weights stay as they are; jax2onnx would write out constants that it spreads.
-    given = [program.jaxpr.invars[0].aval, *weights.values()]
+    given: list[Any] = [jaxpr.invars[0].aval, *weights.values()]
     with our_operators():
         model = jax2onnx.to_onnx(
             run,
