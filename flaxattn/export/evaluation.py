@@ -25,8 +25,12 @@ def evaluation(model: nn.Module, variables: Mapping[str, Any]) -> Callable[[Arra
 def images_of(input_shape: Sequence[int | None]) -> jax.ShapeDtypeStruct:
     """float32 (N, H, W, C), where None for N becomes a symbol."""
     (batch, *size) = input_shape
-    if len(size) != 3 or None in size:
-        raise InputError(f"input_shape={tuple(input_shape)} must be (N, H, W, C), N may be None.")
+    sizes = size if batch is None else input_shape
+    if len(size) != 3 or not all(isinstance(n, int) and n > 0 for n in sizes):
+        raise InputError(
+            f"input_shape={tuple(input_shape)} must be (N, H, W, C), integers of 1 or more; "
+            "N may be None."
+        )
     count = export.symbolic_shape("batch")[0] if batch is None else batch
     return jax.ShapeDtypeStruct((count, *size), jnp.float32)
 

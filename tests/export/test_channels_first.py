@@ -86,6 +86,22 @@ FREE = {
 TURNED = {"attention": attention, "loop": loop, "chosen": chosen}
 
 
+def beyond(x):
+    return lax.gather(
+        *(x, np.array([9]), lax.GatherDimensionNumbers((0, 1, 2), (1,), (1,)), (2, 1, 6, 8)),
+        mode="fill",
+        fill_value=7.0,
+    )
+
+
+# Without transpositions or with them: what is empty, or lies outside.
+RARE = {
+    "nothing joined": lambda x: jnp.concatenate([x[:, :0], x[:, :0]], axis=1),
+    "nothing reshaped": lambda x: x[:, :0].reshape(6, 0, 8),
+    "beyond": beyond,
+}
+
+
 def is_turned(jaxpr):
     return [e for e in jaxpr.eqns if e.primitive.name == "transpose"]
 
@@ -97,9 +113,9 @@ def rewritten(function, *, batch=2):
     return jax.make_jaxpr(channels_first(program))(stored)
 
 
-@pytest.mark.parametrize("name", [*FREE, *TURNED])
+@pytest.mark.parametrize("name", [*FREE, *TURNED, *RARE])
 def test_the_answers_are_the_same(name):
-    function = (FREE | TURNED)[name]
+    function = (FREE | TURNED | RARE)[name]
     program = rewritten(function)
     answers = jax.core.eval_jaxpr(program.jaxpr, program.consts, X.transpose(0, 3, 1, 2))
     for answer, wanted in zip(answers, jax.tree.leaves(function(X)), strict=True):
@@ -132,6 +148,14 @@ def test_the_batch_may_be_open(name):
     jaxpr = rewritten(FREE[name], batch=batch).jaxpr
     assert not is_turned(jaxpr)
     assert jaxpr.outvars[0].aval.shape[0] == batch
+
+
+def test_a_product_keeps_the_type_that_is_asked_for():
+    def function(x):
+        x, matrix = jnp.bfloat16(x), jnp.bfloat16(MATRIX)
+        return jnp.matmul(x, matrix, preferred_element_type=jnp.float32)
+
+    assert rewritten(function).out_avals[0].dtype == jnp.float32
 
 
 def test_weights_are_turned_beforehand():

@@ -3,12 +3,14 @@
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
+import onnx_ir
 import pytest
 from flax import linen as nn
 from jax import lax
@@ -19,6 +21,7 @@ from flaxattn.__main__ import main
 from flaxattn.export.onnx import draw, largest_difference, run, to_onnx
 from flaxattn.export.onnx.article import article_modules
 from flaxattn.export.onnx.operators import OURS
+from flaxattn.export.onnx.simplified import simplify
 from flaxattn.layers.abstract_variables import abstract_variables
 from flaxattn.layers.initialise import initialise
 from flaxattn.models import ResNet, create_model
@@ -243,6 +246,119 @@ def test_a_picture_of_many_rails():
     ]
 
 
+def test_a_picture_of_what_nobody_takes():
+    nodes = [
+        onnx.helper.make_node("Split", ["x"], ["a", "unused"], axis=0, num_outputs=2),
+        onnx.helper.make_node("Relu", ["a"], ["y"]),
+    ]
+    x, y, weight = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [size])
+        for name, size in (("x", 2), ("y", 1), ("weight", 1))
+    )
+    initializer = onnx.numpy_helper.from_array(np.ones(1, np.float32), "weight")
+    graph = onnx.helper.make_graph(nodes, "unused", [x], [y, weight], [initializer])
+    assert [line.split("  ")[0] for line in draw(onnx.helper.make_model(graph)).splitlines()] == [
+        *("●", "●─┐", "●", "●")
+    ]
+
+
+class Function(nn.Module):
+    """A function of images as a module."""
+
+    function: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        return self.function(x)
+
+
+MATRIX = np.random.default_rng(2).normal(size=(4, 3)).astype(np.float32)
+COLUMNS = MATRIX[:3, 0]
+
+
+def of_two_axes(x):
+    """Shares as of a softmax, but of the largest and the sum of other rows."""
+    powers = jnp.exp(x - x.max(axis=1)[:, :, None])
+    return powers / powers.sum(axis=1)[:, :, None]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: of_two_axes(x.mean(axis=3)),
+        lambda x: x[..., :1].max(axis=(0, 1, 2)) > 0,
+    ],
+    ids=["no softmax", "truths"],
+)
+def test_what_looks_alike(function):
+    model, shape = Function(function), (2, 3, 3, 4)
+    graph = to_onnx(model, {}, shape, layout="NCHW")
+    assert largest_difference(graph, model, {}, images(shape), layout="NCHW") < 1e-4
+    assert "Softmax" not in operations(graph)
+
+
+@pytest.mark.parametrize(
+    ("operation", "array"),
+    [
+        ("Max", np.zeros((4, 1, 1, 1), np.float32)),
+        ("Max", np.full((1, 1, 1, 1, 1), -np.inf, np.float32)),
+        ("Add", COLUMNS),
+        ("Mul", COLUMNS.reshape(1, 1, 3, 1, 1)),
+    ],
+)
+def test_what_must_stay_after_a_convolution(operation, array):
+    """An array that makes the answer larger, or that is not of the channels."""
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "kernel"], ["maps"]),
+        onnx.helper.make_node(operation, ["maps", "array"], ["y"]),
+    ]
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("x", [1, 4, 2, 3]), ("y", None))
+    )
+    weights = {"kernel": MATRIX.T[..., None, None], "array": array}
+    tensors = [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = onnx.helper.make_graph(nodes, "wide", [x], [y], tensors)
+    model = onnx_ir.from_proto(onnx.shape_inference.infer_shapes(onnx.helper.make_model(graph)))
+    simplify(model)
+    assert [node.op_type for node in model.graph] == ["Conv", operation]
+
+
+def test_a_difference_of_no_number_is_none():
+    model = Function(lambda x: (x + 1, jnp.log(-jnp.abs(x) - 1)))
+    x = images((1, 2, 2, 3))
+    assert math.isnan(largest_difference(to_onnx(model, {}, x.shape), model, {}, x))
+
+
+def halves_convolved(x):
+    kernel = jnp.bfloat16(MATRIX[None, None])
+    return lax.conv_general_dilated(
+        *(jnp.bfloat16(x), kernel, (1, 1), "VALID"), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def windows(x, *, padding="VALID", dilation=None):
+    one, two = (1, 1, 1, 1), (1, 2, 2, 1)
+    return lax.reduce_window(x, 0.0, lax.add, two, one, padding, window_dilation=dilation)
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        (lambda x: lax.pad(x, 0.0, ((0, 0, 0), (0, 0, 1), (0, 0, 0), (0, 0, 0))), "no padding be"),
+        (lambda x: windows(x, dilation=(1, 2, 1, 1)), "no sum of windows with dilations"),
+        (lambda x: windows(x, padding=((0, 0), (2, 0), (0, 0), (0, 0))), "pads a pool by 0 to"),
+        (lambda x: x, "output 'output' is the input"),
+        (lambda x: (x + 1, jnp.ones(3)), "output '1' is the input, a constant"),
+        (halves_convolved, "cannot be exported to ONNX"),
+    ],
+)
+def test_functions_that_are_refused(function, sentence):
+    with pytest.raises(InputError) as refusal:
+        to_onnx(Function(function), {}, (1, 5, 5, 4), layout="NCHW")
+    assert sentence in str(refusal.value)
+
+
 def test_the_converter_is_left_as_it_was():
     exported("se")
     assert not any(PLUGIN_REGISTRY[name] is ours for name, ours in OURS.items())
@@ -262,6 +378,7 @@ class Unknown(nn.Module):
         ("se", (None, 8, 8, 16), {"layout": "CHWN"}, "unknown layout 'CHWN'"),
         ("se", (None, 8, 8, 16), {"opset": 11}, "opset=11 has not all that is needed: use 17"),
         ("se", (8, 8, 16), {}, "must be (N, H, W, C)"),
+        ("se", (0, 8, 8, 16), {}, "integers of 1 or more"),
         ("cond_conv", (None, 8, 8, 16), {}, "state it, as in input_shape=(1, 8, 8, 16)"),
     ],
 )

@@ -47,7 +47,7 @@ def multiplied(primitive: Primitive, operands: list[Value], params: dict[str, An
     shapes = [operand.shape for operand in operands]
     merged = [size(shape, axes) for shape, axes in zip(shapes, free, strict=True)]
     avoidable = turns(first) and any(map(is_known, operands))
-    if avoidable and (mixed := _mixed_channels(operands, contracted, free)):
+    if avoidable and (mixed := _mixed_channels(operands, params, free)):
         return [mixed]
     if avoidable or not all(isinstance(n, int) for n in merged):
         return [_unmerged(primitive, operands, params, free)]
@@ -94,9 +94,10 @@ def _unmerged(
 
 
 def _mixed_channels(
-    operands: list[Value], contracted: tuple[Order, Order], free: list[list[int]]
+    operands: list[Value], params: dict[str, Any], free: list[list[int]]
 ) -> Value | None:
     """A known matrix times the channels of a map, as a convolution of size one."""
+    contracted, _ = params["dimension_numbers"]
     known = 0 if is_known(operands[0]) else 1
     x, matrix = operands[1 - known], operands[known]
     channels = contracted[1 - known]
@@ -105,7 +106,8 @@ def _mixed_channels(
     kernel = matrix.stored((free[known][0], contracted[known][0]))
     positions = (1,) * (len(x.shape) - 2)
     y = lax.conv_general_dilated(
-        x.stored(x.order), kernel.reshape(*kernel.shape, *positions), positions, "VALID"
+        *(x.stored(x.order), kernel.reshape(*kernel.shape, *positions), positions, "VALID"),
+        preferred_element_type=params["preferred_element_type"],
     )
     new = 0 if known == 0 else len(free[1 - known])  # its place in the program's answer
     others = without_gaps(free[1 - known])

@@ -32,6 +32,8 @@ def reshaped(primitive: Primitive, operands: list[Value], params: dict[str, Any]
         operands = transposed(primitive, operands, {"permutation": params["dimensions"]})
     (operand,) = operands
     sizes = tuple(params["new_sizes"])
+    if 0 in sizes:  # no element, in whatever order
+        return [as_given(lax.reshape(operand.stored(operand.order), sizes))]
     groups = sorted(
         _groups(operand.shape, sizes), key=lambda group: min(map(operand.order.index, group[0]))
     )

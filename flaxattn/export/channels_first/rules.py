@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 from jax import Array, lax
 from jax.extend.core import Primitive
 
@@ -75,7 +76,8 @@ def per_axis(
 
 def concatenated(primitive: Primitive, operands: list[Value], params: Params) -> list[Value]:
     """Without the empty arrays that padding by nothing makes."""
-    operands = [operand for operand in operands if operand.shape[params["dimension"]] != 0]
+    full = [operand for operand in operands if operand.shape[params["dimension"]] != 0]
+    operands = full or operands[:1]
     if len(operands) == 1:
         return operands
     return along_an_axis(primitive, operands, params, word="dimension")
@@ -117,30 +119,52 @@ def convolved(primitive: Primitive, operands: list[Value], params: Params) -> li
 def indexed(primitive: Primitive, operands: list[Value], params: Params) -> list[Value]:
     """x[:, 0], which JAX writes as a gather where the batch is a symbol, and x[:, [3, 1, 2]]."""
     operand, indices = operands
-    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
-    order = operand.order
-    if isinstance(indices, Known) and indices.array.ndim == 1:
-        if sizes != operand.shape:
-            starts = dict(zip(numbers.start_index_map, indices.array.tolist(), strict=True))
-            begin = [starts.get(axis, 0) for axis in order]
-            end = [starts.get(axis, 0) + sizes[axis] for axis in order]
-            operand = Stored(lax.slice(operand.stored(order), begin, end), order)
-        return squeezed(primitive, [operand], {"dimensions": numbers.collapsed_slice_dims})
-    (axis, *more) = numbers.start_index_map
-    others = tuple(a for a in range(len(order)) if a != axis)
-    along = numbers.collapsed_slice_dims == (axis,) and numbers.offset_dims == others
-    if along and not more and isinstance(indices, Known) and indices.array.ndim == 2:
-        place = order.index(axis)
-        numbers = numbers._replace(
-            offset_dims=tuple(k for k in range(len(order)) if k != place),
-            collapsed_slice_dims=(place,),
-            start_index_map=(place,),
-        )
-        window = tuple(sizes[axis] for axis in order)
-        params = params | {"dimension_numbers": numbers, "slice_sizes": window}
-        return [Stored(primitive.bind(operand.stored(order), indices.array, **params), order)]
+    if isinstance(indices, Known):
+        found = _part(primitive, operand, np.asarray(indices.array), params)
+        found = found or _rows(primitive, operand, np.asarray(indices.array), params)
+        if found is not None:
+            return found
     arrays = [operand.stored(natural(operand)), indices.stored(natural(indices))]
     return [as_given(primitive.bind(*arrays, **params))]
+
+
+def _part(
+    primitive: Primitive, operand: Value, indices: np.ndarray, params: Params
+) -> list[Value] | None:
+    """One part of an array, if it lies inside."""
+    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+    if indices.ndim != 1:
+        return None
+    starts = dict(zip(numbers.start_index_map, indices.tolist(), strict=True))
+    if not all(0 <= n <= operand.shape[axis] - sizes[axis] for axis, n in starts.items()):
+        return None
+    order = operand.order
+    if sizes != operand.shape:
+        begin = [starts.get(axis, 0) for axis in order]
+        end = [starts.get(axis, 0) + sizes[axis] for axis in order]
+        operand = Stored(lax.slice(operand.stored(order), begin, end), order)
+    return squeezed(primitive, [operand], {"dimensions": numbers.collapsed_slice_dims})
+
+
+def _rows(
+    primitive: Primitive, operand: Value, indices: np.ndarray, params: Params
+) -> list[Value] | None:
+    """Positions along one axis, each by its index."""
+    numbers, sizes, order = params["dimension_numbers"], params["slice_sizes"], operand.order
+    (axis, *more) = numbers.start_index_map
+    others = tuple(a for a in range(len(order)) if a != axis)
+    alone = numbers.collapsed_slice_dims == (axis,) and numbers.offset_dims == others
+    if more or not alone or indices.ndim != 2:
+        return None
+    place = order.index(axis)
+    as_stored = numbers._replace(
+        offset_dims=tuple(k for k in range(len(order)) if k != place),
+        collapsed_slice_dims=(place,),
+        start_index_map=(place,),
+    )
+    window = tuple(sizes[axis] for axis in order)
+    params = params | {"dimension_numbers": as_stored, "slice_sizes": window}
+    return [Stored(primitive.bind(operand.stored(order), indices, **params), order)]
 
 
 OF_ELEMENTS = """

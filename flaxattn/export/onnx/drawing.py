@@ -30,7 +30,8 @@ def draw(graph: onnx.ModelProto) -> str:
         arrays = [name for name in node.input if name and name not in weights]
         made = ", ".join(shapes.get(name, "") for name in node.output)
         lines.append((rails.drawn(arrays, node.output), _operation(node, weights), made))
-    lines += [(rails.drawn([v.name], ()), v.name, "") for v in inner.output]
+    computed = [v.name for v in inner.output if v.name not in weights]
+    lines += [(rails.drawn([name], ()), name, "") for name in computed]
     widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
     return "\n".join(
         f"{rail:<{widths[0]}}  {text:<{widths[1]}}  {made}".rstrip() for rail, text, made in lines
@@ -62,7 +63,11 @@ class _Rails:
             made.append(free.pop(0))
             self.arrays[made[-1]] = name
         dot = made[0] if made else min(at)
-        return self._line(before, dot, at, made[1:])
+        line = self._line(before, dot, at, made[1:])
+        for column in made:
+            if not self.taken[self.arrays[column] or ""]:
+                self.arrays[column] = None
+        return line
 
     def _line(self, before: list[str | None], dot: int, at: list[int], more: list[int]) -> str:
         involved = [dot, *at, *more]

@@ -1,5 +1,6 @@
 """Networks and layers as ONNX graphs, for runtimes that have no JAX."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -12,7 +13,10 @@ from flax import linen as nn
 from jax import Array
 from jax import numpy as jnp
 from jax.extend.core import ClosedJaxpr
+from jax.extend.core import Literal as Constant
 from jax.interpreters.partial_eval import dce_jaxpr_consts
+from onnx.checker import ValidationError
+from onnx.shape_inference import InferenceError
 
 from flaxattn.errors import InputError, unknown
 from flaxattn.export.channels_first import channels_first, maps_order
@@ -55,10 +59,26 @@ def to_onnx(
         program, answer = jax.make_jaxpr(evaluation(model, variables), return_shape=True)(images)
         paths = [path for path, _ in jax.tree.leaves_with_path(answer)]
         names = [jax.tree_util.keystr(p, simple=True, separator="_") or "output" for p in paths]
+        stored = _stored(program, images, layout)
+        for one in (program, stored):
+            _require_computed(one, names)
         try:
-            return _graph(_stored(program, images, layout), names, opset)
-        except NotImplementedError as error:
-            raise InputError(f"cannot be exported to ONNX: {error}") from error
+            return _graph(stored, names, opset)
+        except (NotImplementedError, ValidationError, InferenceError) as error:
+            reason = textwrap.shorten(str(error), 500)
+            raise InputError(f"cannot be exported to ONNX: {reason}") from error
+
+
+def _require_computed(program: ClosedJaxpr, names: list[str]) -> None:
+    """Each output of a graph has a name of its own, and is no other array of it."""
+    others = {*program.jaxpr.invars, *program.jaxpr.constvars}
+    for name, answer in zip(names, program.jaxpr.outvars, strict=True):
+        if isinstance(answer, Constant) or answer in others:
+            raise InputError(
+                f"output {name!r} is the input, a constant or another output: ONNX has no name for "
+                "it, so the model must not return it."
+            )
+        others.add(answer)
 
 
 def _stored(program: ClosedJaxpr, images: jax.ShapeDtypeStruct, layout: Layout) -> ClosedJaxpr:

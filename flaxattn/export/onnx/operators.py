@@ -33,7 +33,9 @@ class _Pad(PrimitiveLeafPlugin):
 
     def lower(self, ctx: Any, eqn: Any) -> None:
         x, value = (ctx.get_value_for_var(variable) for variable in eqn.invars)
-        before, after, _ = zip(*eqn.params["padding_config"], strict=True)
+        before, after, between = zip(*eqn.params["padding_config"], strict=True)
+        if any(between):
+            raise InputError(f"ONNX has no padding between elements, here {between}.")
         pads = ctx.builder.add_initializer_from_array(
             name=ctx.fresh_name("pads"), array=np.asarray([*before, *after], np.int64)
         )
@@ -54,6 +56,9 @@ class _SumPool(PrimitiveLeafPlugin):
 
     def lower(self, ctx: Any, eqn: Any) -> None:
         x = ctx.get_value_for_var(eqn.invars[0])
+        dilations = eqn.params["window_dilation"]
+        if any(dilation != 1 for dilation in dilations):
+            raise InputError(f"ONNX has no sum of windows with dilations {dilations}.")
         count = ctx.builder.add_initializer_from_array(
             name=ctx.fresh_name("count"),
             array=np.asarray(math.prod(eqn.params["window_dimensions"]), eqn.invars[0].aval.dtype),
@@ -70,7 +75,10 @@ def _window(eqn: Any) -> dict[str, Any]:
     size, strides = eqn.params["window_dimensions"], eqn.params["window_strides"]
     if (*size[:2], *strides[:2], *eqn.params["base_dilation"]) != (1,) * (4 + len(size)):
         raise InputError(f"ONNX has no pool with window {size} and strides {strides}.")
-    before, after = zip(*eqn.params["padding"][2:], strict=True)
+    padding = eqn.params["padding"][2:]
+    before, after = zip(*padding, strict=True)
+    if not all(0 <= n < k for k, pads in zip(size[2:], padding, strict=True) for n in pads):
+        raise InputError(f"ONNX pads a pool by 0 to window - 1: {padding} for {size[2:]} is not.")
     return {
         "kernel_shape": size[2:],
         "strides": strides[2:],

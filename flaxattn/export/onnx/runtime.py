@@ -39,10 +39,10 @@ def largest_difference(
     differences = [
         np.max(np.abs(output - wanted)) / max(np.max(np.abs(wanted)), np.finfo(np.float32).tiny)
         for output, wanted in zip(
-            outputs, (_in_layout(np.asarray(y), layout) for y in expected), strict=True
+            outputs, (_in_layout(np.asarray(y, float), layout) for y in expected), strict=True
         )
     ]
-    return float(max(differences))
+    return float(np.max(differences))
 
 
 def _in_layout(array: np.ndarray, layout: Layout) -> np.ndarray:

@@ -39,16 +39,26 @@ def _array(value: Any) -> np.ndarray:
     return tensor.numpy()
 
 
+def _widens(array: np.ndarray, x: Any) -> bool:
+    """Whether an operation on both may be larger than x."""
+    if x.shape is None or array.ndim > len(x.shape):
+        return True
+    sizes = tuple(x.shape)[len(x.shape) - array.ndim :]
+    return any(n not in (1, size) for n, size in zip(array.shape, sizes, strict=True))
+
+
 def _maximum(op: Any, x: Any, floor: Any) -> Any:
     return op.Max(x, floor)
 
 
-def _is_zero(_: Any, floor: Any, **__: Any) -> bool:
-    return _is_known(floor) and not _array(floor).any()
+def _is_zero(_: Any, x: Any, floor: Any) -> bool:
+    return _is_known(floor) and not _array(floor).any() and not _widens(_array(floor), x)
 
 
-def _is_lowest(_: Any, floor: Any, **__: Any) -> bool:
-    return _is_known(floor) and bool((_array(floor) == -np.inf).all())
+def _is_lowest(_: Any, x: Any, floor: Any) -> bool:
+    if not _is_known(floor) or _widens(_array(floor), x):
+        return False
+    return bool((_array(floor) == -np.inf).all())
 
 
 def _relu(op: Any, x: Any, **_: Any) -> Any:
@@ -60,16 +70,24 @@ def _itself(op: Any, x: Any, **_: Any) -> Any:
 
 
 def _shares(op: Any, x: Any, axes: Any, summed: Any, by_row: Any, by_row_too: Any) -> Any:
-    highest = op.Reshape(op.ReduceMax(x, axes, _allow_other_attributes=True), by_row)
+    largest = op.ReduceMax(x, axes, _allow_other_attributes=True)
+    highest = op.Reshape(largest, by_row, _outputs=["highest"])
     powers = op.Exp(op.Sub(x, highest))
-    total = op.Reshape(op.ReduceSum(powers, summed, _allow_other_attributes=True), by_row_too)
+    total = op.ReduceSum(powers, summed, _allow_other_attributes=True)
+    total = op.Reshape(total, by_row_too, _outputs=["total"])
     return op.Div(powers, total)
 
 
-def _is_along_one_axis(_: Any, axes: Any, summed: Any, **__: Any) -> bool:
-    if not _is_known(axes, summed):
+def _is_along_one_axis(
+    _: Any, x: Any, axes: Any, summed: Any, highest: Any, total: Any, **__: Any
+) -> bool:
+    if not _is_known(axes, summed) or None in (x.shape, highest.shape, total.shape):
         return False
-    return _array(axes).size == 1 and np.array_equal(_array(axes), _array(summed))
+    if _array(axes).size != 1 or not np.array_equal(_array(axes), _array(summed)):
+        return False
+    kept = list(x.shape)
+    kept[_array(axes).item()] = 1
+    return list(highest.shape) == kept == list(total.shape)
 
 
 def _softmax(op: Any, x: Any, axes: Any, **_: Any) -> Any:
@@ -94,8 +112,8 @@ def _sum_over_count(op: Any, x: Any, axes: Any, count: Any) -> Any:
     return op.Div(total, count)
 
 
-def _is_its_count(_: Any, x: Any, axes: Any, count: Any, **__: Any) -> bool:
-    if not _is_known(axes, count) or x.shape is None:
+def _is_its_count(_: Any, x: Any, axes: Any, count: Any, total: Any, **__: Any) -> bool:
+    if not _is_known(axes, count) or x.shape is None or _widens(_array(count), total):
         return False
     sizes = [x.shape[int(axis)] for axis in _array(axes)]
     if not all(isinstance(n, int) for n in sizes):
@@ -119,8 +137,10 @@ def _is_per_channel(_: Any, kernel: Any, value: Any, y: Any, **__: Any) -> bool:
     if not _is_known(value, *y.producer().inputs[1:]) or len(y.uses()) > 1:
         return False
     weights, array = _array(kernel), _array(value)
-    channels = array.shape[-weights.ndim + 1 :][:1]
-    return array.size == 1 or (array.size == len(weights) and channels == (len(weights),))
+    if _widens(array, y):
+        return False
+    each = (len(weights), *(1,) * (weights.ndim - 2))
+    return array.size == 1 or array.shape in (each, (1, *each))
 
 
 def _into_conv(combine: Callable[..., tuple[np.ndarray, np.ndarray]]) -> Callable[..., Any]:
