@@ -77,6 +77,9 @@ def starting_variables(
 def start_from(config: ConfigDict, source: str) -> None:
     """Has `config` start from a checkpoint, with its architecture, normalisation and a new head.
 
+    The model has the fields that the checkpoint states, as of a run of train.py; those in
+    `config.model` prevail.
+
     Raises InputError for a checkpoint that cannot be got, or whose config names no architecture.
     """
     checkpoint = fetch(source)
@@ -87,7 +90,7 @@ def start_from(config: ConfigDict, source: str) -> None:
             f"by --config.model.name, and these weights by --config.init.weights."
         )
     preprocessing = Preprocessing.of(checkpoint.config)
-    config.model.name = name
+    config.model = ConfigDict({**checkpoint.model_fields, **config.model.to_dict(), "name": name})
     config.init.weights = source
     config.init.allow_new = ("head",)
     config.data.channels = preprocessing.input_size[-1]

@@ -104,6 +104,15 @@ def test_weights_bring_their_architecture_and_normalisation(config, hub):
     assert config.init.allow_new == ("head",)
 
 
+def test_a_run_brings_the_fields_of_its_model_too(config, plain, trained, tmp_path):
+    fields = {field: value for field, value in plain.items() if field != "name"}
+    stated = {"architecture": plain["name"], "model_fields": fields, "input_size": (1, 8, 8)}
+    write(tmp_path / "model.npz", trained, config=stated | {"mean": (0.25,), "std": (0.5,)})
+    config.model = {"name": "resnet50", "dropout": 0.1}
+    start_from(config, str(tmp_path))
+    assert config.model.to_dict() == {**plain, "dropout": 0.1}
+
+
 def test_refuses(config, hub, tmp_path):
     def refused(match):
         with pytest.raises(InputError, match=match):
