@@ -7,8 +7,10 @@ python -m flaxattn compare --config configs/cluttered_digits.py \\
 For comparisons, which need a task that is not solved: test pictures are made of digits that no
 training picture has. That comparison takes 21 minutes on two CPU cores and shows no difference:
 means of 85.6 to 86.0 %, within a seed 0.2 to 0.4 points below no attention, where less than 2.4 to
-4.4 points could not have shown (docs/compare.md). The argument is as in configs/digits.py, or a part of sca: sca_channel,
-sca_spatial, or in one stage alone, as sca_stage1.
+4.4 points could not have shown (docs/compare.md).
+
+The argument is as in configs/digits.py, or a part of sca: sca_channel, sca_spatial, or in one stage
+alone, as sca_stage1.
 """
 
 from typing import Any
