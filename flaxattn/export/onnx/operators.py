@@ -29,7 +29,7 @@ def our_operators() -> Iterator[None]:
 
 
 class _Pad(PrimitiveLeafPlugin):
-    """jax2onnx 0.17 cannot pad a map while the size of its batch is open."""
+    """jax2onnx 0.13 to 0.17 cannot pad a map while the size of its batch is open."""
 
     def lower(self, ctx: Any, eqn: Any) -> None:
         x, value = (ctx.get_value_for_var(variable) for variable in eqn.invars)
