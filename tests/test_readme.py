@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from configs import digit_groups, digits
-from flaxattn import create_model, initialise, weights
+from flaxattn import create_attention, create_model, initialise, weights
 from flaxattn.__main__ import command_line
 from flaxattn.images.decoding import decode
 from flaxattn.inspect.catalogue import markdown
@@ -140,7 +140,8 @@ def test_no_code_of_the_pages_goes_untried():
     lines = {line.strip() for page in PAGES for line in shell(page).splitlines()} - {""}
     assert [line for line in lines if not line.startswith((*READ, *ELSEWHERE))] == []
     for page in PAGES:
-        assert set(re.findall(r"^```(.+)$", page.read_text(), re.M)) <= {"python", "sh"}
+        known = {"python", "sh", "text"} if page.name == "export.md" else {"python", "sh"}
+        assert set(re.findall(r"^```(.+)$", page.read_text(), re.M)) <= known
 
 
 @pytest.fixture
@@ -247,6 +248,10 @@ def test_the_snippets_about_export_run_in_their_order(tmp_path, monkeypatch):
         < 1e-5
     )
     assert names["logits"].shape == (2, 10)
+    layer = create_attention("se")
+    variables = initialise(layer, jax.random.key(0), (1, 16, 16, 64))
+    graph = names["to_onnx"](layer, variables, (None, 16, 16, 64), layout="NCHW")
+    assert blocks(ROOT / "docs" / "export.md", "text") == [names["draw"](graph) + "\n"]
 
 
 def test_the_snippets_about_segmentation_run_in_their_order(tmp_path, monkeypatch):
