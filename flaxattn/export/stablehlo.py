@@ -11,6 +11,7 @@ from flaxattn.errors import unknown
 from flaxattn.export.evaluation import any_batch, evaluation, images_of
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+_KNOWN = (*PLATFORMS, "rocm")
 
 
 def to_stablehlo(
@@ -31,8 +32,8 @@ def to_stablehlo(
     computed but is left open.
     """
     for platform in platforms:
-        if platform not in (*PLATFORMS, "rocm"):
-            raise unknown("platform", platform, (*PLATFORMS, "rocm"))
+        if platform not in _KNOWN:
+            raise unknown("platform", platform, _KNOWN)
     with any_batch(input_shape):
         program = jax.jit(evaluation(model, variables))
         return export.export(program, platforms=tuple(platforms))(images_of(input_shape))

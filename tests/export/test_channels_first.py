@@ -80,10 +80,16 @@ FREE = {
     "clipped": lambda x: jnp.where(x > 0, jnp.clip(x, -1.0, 0.5), EACH),
     "matrix": lambda x: x @ MATRIX,
     "rows": lambda x: jnp.einsum("nhwc,wv->nhvc", x, SQUARE),
+    "again": jax.checkpoint(lambda x: jnp.sin(positions(x))),
     "constant": lambda x: x + jnp.arange(48.0).reshape(1, 1, 6, 8),
     "matrix before": lambda x: jnp.einsum("cd,nhwc->dnhw", MATRIX, x).sum(axis=0),
 }
-TURNED = {"attention": attention, "loop": loop, "chosen": chosen}
+TURNED = {
+    "attention": attention,
+    "loop": loop,
+    "chosen": chosen,
+    "matrix for each column": lambda x: jnp.einsum("wc,nhwc->wnh", MATRIX[:6, :1] * EACH[0, 0], x),
+}
 
 
 def beyond(x):

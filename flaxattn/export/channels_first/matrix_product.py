@@ -1,12 +1,11 @@
 """Products of matrices whose axes are stored in some order."""
 
-from typing import Any
-
 from jax import lax
 from jax.extend.core import Primitive
 
 from flaxattn.export.channels_first.values import (
     Order,
+    Params,
     Stored,
     Value,
     is_known,
@@ -16,7 +15,7 @@ from flaxattn.export.channels_first.values import (
 )
 
 
-def multiplied(primitive: Primitive, operands: list[Value], params: dict[str, Any]) -> list[Value]:
+def multiplied(primitive: Primitive, operands: list[Value], params: Params) -> list[Value]:
     """(M, K) times (K, N), with the operand first that saves transpositions.
 
     Where both ways take as many, the program's second operand comes first: attention's weights
@@ -53,26 +52,31 @@ def multiplied(primitive: Primitive, operands: list[Value], params: dict[str, An
         return [_unmerged(primitive, operands, params, free)]
     shared = tuple(shapes[0][axis] for axis in batch[0])
     summed = size(shapes[0], contracted[0])
-    matrices = [
-        lax.reshape(
-            operands[side].stored(order),
-            (*shared, *((rows, summed) if side == first else (summed, rows))),
-        )
-        for side, order in orders.items()
-        for rows in [merged[side]]
-    ]
+    second = 1 - first
+    rows = lax.reshape(operands[first].stored(orders[first]), (*shared, merged[first], summed))
+    columns = lax.reshape(
+        operands[second].stored(orders[second]), (*shared, summed, merged[second])
+    )
     axes = tuple(range(len(shared)))
     numbers = (((len(axes) + 1,), (len(axes),)), (axes, axes))
-    product = primitive.bind(*matrices, **params | {"dimension_numbers": numbers})
-
-    start = (len(axes), len(axes) + len(free[0]))  # of each operand's axes in the program's answer
-    order = (*axes, *(start[side] + axis for side in orders for axis in without_gaps(free[side])))
-    sizes = (shapes[side][axis] for side in orders for axis in free[side])
+    product = primitive.bind(rows, columns, **params | {"dimension_numbers": numbers})
+    sizes = (shapes[side][axis] for side in (first, second) for axis in free[side])
+    order = _order_of_product((first, second), len(shared), free)
     return [Stored(lax.reshape(product, (*shared, *sizes)), order)]
 
 
+def _order_of_product(sides: tuple[int, int], shared: int, free: list[list[int]]) -> Order:
+    """Which axis of the program's answer is which where the operands come in the order of `sides`.
+
+    The answer has the shared axes first, then the free ones of the program's first operand.
+    """
+    start = (shared, shared + len(free[0]))
+    own = (start[side] + axis for side in sides for axis in without_gaps(free[side]))
+    return (*range(shared), *own)
+
+
 def _unmerged(
-    primitive: Primitive, operands: list[Value], params: dict[str, Any], free: list[list[int]]
+    primitive: Primitive, operands: list[Value], params: Params, free: list[list[int]]
 ) -> Value:
     """The product of arrays as they are stored, with what is known last.
 
@@ -87,21 +91,18 @@ def _unmerged(
     )
     arrays = [operands[side].stored(operands[side].order) for side in sides]
     product = primitive.bind(*arrays, **params | {"dimension_numbers": numbers})
-    shared = len(batch[0])
-    start = (shared, shared + len(free[0]))
-    after = (start[side] + axis for side in sides for axis in without_gaps(free[side]))
-    return Stored(product, (*range(shared), *after))
+    return Stored(product, _order_of_product(sides, len(batch[0]), free))
 
 
-def _mixed_channels(
-    operands: list[Value], params: dict[str, Any], free: list[list[int]]
-) -> Value | None:
+def _mixed_channels(operands: list[Value], params: Params, free: list[list[int]]) -> Value | None:
     """A known matrix times the channels of a map, as a convolution of size one."""
-    contracted, _ = params["dimension_numbers"]
+    contracted, batch = params["dimension_numbers"]
     known = 0 if is_known(operands[0]) else 1
     x, matrix = operands[1 - known], operands[known]
     channels = contracted[1 - known]
-    if len(matrix.shape) != 2 or len(channels) != 1 or x.order.index(channels[0]) != 1:
+    if batch[known] or len(matrix.shape) != 2 or len(channels) != 1:
+        return None
+    if x.order.index(channels[0]) != 1:
         return None
     kernel = matrix.stored((free[known][0], contracted[known][0]))
     positions = (1,) * (len(x.shape) - 2)
@@ -109,7 +110,5 @@ def _mixed_channels(
         *(x.stored(x.order), kernel.reshape(*kernel.shape, *positions), positions, "VALID"),
         preferred_element_type=params["preferred_element_type"],
     )
-    new = 0 if known == 0 else len(free[1 - known])  # its place in the program's answer
-    others = without_gaps(free[1 - known])
-    shifted = [axis + (known == 0) for axis in others]
-    return Stored(y, (shifted[0], new, *shifted[1:]))
+    (count, *others, new) = _order_of_product((1 - known, known), 0, free)
+    return Stored(y, (count, new, *others))

@@ -19,7 +19,7 @@ from flaxattn.export.channels_first.values import (
     natural,
 )
 
-CALLS = ("checkpoint", "closed_call", "custom_jvp_call", "custom_vjp_call", "jit", "pjit")
+CALLS = ("closed_call", "custom_jvp_call", "custom_vjp_call", "jit", "remat2")
 
 
 def channels_first(program: ClosedJaxpr) -> Callable[..., list[Array]]:

@@ -1,11 +1,10 @@
 """Reshapes and transpositions of arrays that are stored in another order."""
 
-from typing import Any
-
 from jax import lax
 from jax.extend.core import Primitive
 
 from flaxattn.export.channels_first.values import (
+    Params,
     Shape,
     Stored,
     Value,
@@ -18,7 +17,7 @@ from flaxattn.export.channels_first.values import (
 Group = tuple[list[int], list[int]]
 
 
-def transposed(_: Primitive, operands: list[Value], params: dict[str, Any]) -> list[Value]:
+def transposed(_: Primitive, operands: list[Value], params: Params) -> list[Value]:
     """Nothing but another note of which axis is which."""
     (operand,) = operands
     permutation = tuple(params["permutation"])
@@ -26,7 +25,7 @@ def transposed(_: Primitive, operands: list[Value], params: dict[str, Any]) -> l
     return [Stored(operand.stored(operand.order), order)]
 
 
-def reshaped(primitive: Primitive, operands: list[Value], params: dict[str, Any]) -> list[Value]:
+def reshaped(primitive: Primitive, operands: list[Value], params: Params) -> list[Value]:
     """Axes that lie together are merged and split where they lie."""
     if params["dimensions"] is not None:
         operands = transposed(primitive, operands, {"permutation": params["dimensions"]})

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from jax import Array, lax
@@ -12,6 +11,7 @@ from flaxattn.export.channels_first.matrix_product import multiplied
 from flaxattn.export.channels_first.reshape import reshaped, transposed
 from flaxattn.export.channels_first.values import (
     Known,
+    Params,
     Spread,
     Stored,
     Value,
@@ -22,7 +22,6 @@ from flaxattn.export.channels_first.values import (
     without_gaps,
 )
 
-Params = dict[str, Any]
 Rule = Callable[[Primitive, list[Value], Params], list[Value]]
 
 
@@ -191,7 +190,7 @@ RULES: dict[str, Rule] = {
     "pad": partial(per_axis, words=("padding_config",)),
     "sort": partial(along_an_axis, word="dimension"),
     "slice": partial(per_axis, words=("start_indices", "limit_indices", "strides")),
-    **dict.fromkeys(("copy", "copy_p", "optimization_barrier", "stop_gradient"), same),
+    **dict.fromkeys(("copy", "optimization_barrier", "stop_gradient"), same),
     "broadcast_in_dim": spread,
     "concatenate": concatenated,
     "conv_general_dilated": convolved,

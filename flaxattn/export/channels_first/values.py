@@ -11,6 +11,7 @@ from jax import Array, lax
 
 Order = tuple[int, ...]  # which axis of the program is stored first, second, ...
 Shape = tuple[Any, ...]  # in the program's order; the batch may be a symbol
+Params = dict[str, Any]  # of an operation, by JAX's names
 
 
 @dataclass(frozen=True)
