@@ -20,7 +20,6 @@ from PIL import Image
 from flaxattn.__main__ import main
 from flaxattn.errors import InputError
 from flaxattn.inspect import compare, compare_report, equal_cost
-from flaxattn.inspect.cost import cost
 from flaxattn.models import create_model
 from flaxattn.train import workdir as workdirs
 from flaxattn.train.experiment import make_experiment
@@ -307,37 +306,6 @@ def test_runs_of_a_seed_start_alike_and_see_the_same(tiny):
     assert not np.array_equal(starts["none", 1][kernel], plain[kernel])
 
 
-def test_the_plain_network_is_the_narrowest_that_costs_as_much(tiny):
-    config = compare.load_config(tiny["config"], "none", tiny["fields"])
-
-    def multiply_adds(width):
-        fields = {**config.model.to_dict(), "width": width}
-        return cost(create_model(num_classes=10, **fields), (1, 8, 8, 1)).macs
-
-    wide, width = equal_cost.widened(config, multiply_adds(10) + 1)
-    assert (width, wide.model.width, config.model.width) == (11, 11, 8)
-    assert equal_cost.widened(config, multiply_adds(10))[1] == 10
-    config.model.update(stage_sizes=(1, 1))
-    config.model = {**config.model.to_dict(), "width": (8, 24)}
-    wide, width = equal_cost.widened(config, multiply_adds((9, 27)))
-    assert (width, tuple(wide.model.width)) == (9, (9, 27))
-
-
-def test_no_plain_network_can_be_made(tiny, monkeypatch):
-    config = compare.load_config(tiny["config"], "none", tiny["fields"])
-    monkeypatch.setattr(equal_cost, "WIDEST", 1)
-    with pytest.raises(InputError, match="up to 1 times as wide: add --no-equal-cost"):
-        equal_cost.widened(config, 10**9)
-    config.init.weights = "model.npz"
-    with pytest.raises(
-        InputError, match=r"no wider network starts from init\.weights='model\.npz'"
-    ):
-        equal_cost.widened(config, 10**9)
-    del config.model.width
-    with pytest.raises(InputError, match=r"none of model\.width, .*add --no-equal-cost"):
-        equal_cost.widened(config, 10**9)
-
-
 @pytest.mark.usefixtures("runs")
 def test_a_mechanism_without_multiply_adds_has_the_base_as_its_equal(tiny):
     tiny["fields"] = {**tiny["fields"], "model.width": 8}
@@ -364,16 +332,6 @@ def test_every_network_of_a_preset_is_its_configs(preset, monkeypatch):
     if preset.config == "configs/cluttered_digits.py":
         for config in (base, *others):
             create_model(num_classes=10, **config.model)
-
-
-def test_what_a_network_costs(tiny):
-    config = compare.load_config(tiny["config"], "se", tiny["fields"])
-    experiment = make_experiment(config, devices=jax.devices()[:1])
-    spent = equal_cost.spent_by(experiment)
-    counted = cost(create_model(num_classes=10, **config.model), (1, 8, 8, 1))
-    assert (spent.parameters, spent.macs) == counted
-    maps = 4 * 64 * (1 + 8)  # bytes of the image and of one map
-    assert maps < spent.bytes < 100 * maps
 
 
 def test_a_plot_tells_many_networks_apart():
