@@ -13,7 +13,7 @@ from flaxattn.errors import InputError, require_least, unknown
 from flaxattn.layers.conv import Conv
 from flaxattn.layers.fields import require_types
 from flaxattn.layers.precision import at_least_float32
-from flaxattn.models.backbone import GLOBAL_POOLS, ResidualBackbone
+from flaxattn.models.backbone import GLOBAL_POOLS
 from flaxattn.models.block_spec import BlockSpec, Gate, Stages, expand, read_table
 from flaxattn.models.inverted_residual import (
     CONVS,
@@ -23,6 +23,7 @@ from flaxattn.models.inverted_residual import (
     pad_same,
 )
 from flaxattn.models.placement import Placement, Places, renames_below, with_others
+from flaxattn.models.residual_backbone import ResidualBackbone
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,

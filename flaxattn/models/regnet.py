@@ -15,8 +15,8 @@ from flaxattn.errors import InputError, require_least
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out
 from flaxattn.layers.fields import require_types
 from flaxattn.layers.widths import make_divisible
-from flaxattn.models.backbone import ResidualBackbone
 from flaxattn.models.placement import Placement, Places, with_others
+from flaxattn.models.residual_backbone import ResidualBackbone
 from flaxattn.models.residual_block import Bottleneck
 
 

@@ -12,10 +12,10 @@ from flaxattn.attention.mechanism import LayerFactory, Namings, declared
 from flaxattn.errors import InputError, require_least, unknown
 from flaxattn.layers.conv import Conv, Initializer, kaiming_fan_out, torch_default
 from flaxattn.layers.fields import require_types
-from flaxattn.models.backbone import ResidualBackbone
 from flaxattn.models.downsampling import DOWNSAMPLING
 from flaxattn.models.place import place
 from flaxattn.models.placement import Placement, Places, Slot, namings, with_others
+from flaxattn.models.residual_backbone import ResidualBackbone
 from flaxattn.models.residual_block import BLOCKS, SHORTCUTS, BasicBlock, ResidualBlock
 
 Block = str | type[ResidualBlock]

@@ -13,9 +13,9 @@ from flaxattn.attention.shared_attention import SharedAttention
 from flaxattn.errors import InputError
 from flaxattn.layers.resize import resize_bilinear, resize_nearest
 from flaxattn.models import create_model
-from flaxattn.models.backbone import ResidualBackbone
 from flaxattn.models.detection.conv_norm import apply, conv_norm
 from flaxattn.models.placement import Placement, same_shape
+from flaxattn.models.residual_backbone import ResidualBackbone
 
 POSITIONS = ("post", "lateral", "input")
 
